@@ -1,0 +1,46 @@
+# Everything sets itself up: a machine needs Python >= 3.11, make and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test bench check format install docs clean
+
+demo: $(READY)  ## a sweep on the handwritten digits, its ranking, an exported model and three predictions
+	@rm -rf demo
+	$(BIN)/convsweep sweep --data digits --trials 12 --epochs 10 --validation-fraction 0.25 --name demo --experiments demo/experiments
+	$(BIN)/convsweep export demo --experiments demo/experiments --to demo/bundle --samples 3
+	$(BIN)/convsweep predict demo/bundle demo/bundle/samples
+	@echo
+	@echo "The ranked trials in a web page:  $(BIN)/convsweep dashboard --experiments demo/experiments"
+
+test: $(READY)  ## all tests; those that need MNIST and CIFAR-10 look for them under CONVSWEEP_DATA
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DATA
+	$(BIN)/python bench/promises.py
+
+docs: $(READY)  ## write the tables that are derived from the code
+	$(BIN)/python -m tests.derived_docs
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "convsweep needs Python 3.11 or newer: make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

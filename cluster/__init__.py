@@ -1,0 +1,1 @@
+"""Many trials: the study, the search, the worker groups, the command line."""

@@ -1,0 +1,390 @@
+"""The command `convsweep`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster import tables
+from cluster.config import KEYS, make_config, read_sweep_file
+from cluster.experiments import Experiments
+from cluster.options import (
+    DATA_HELP,
+    DEFAULT_FOLDER,
+    Address,
+    Cache,
+    CpusPerWorker,
+    Data,
+    DataRoot,
+    Epochs,
+    Folder,
+    GpusPerWorker,
+    ImageSize,
+    Json,
+    Preset,
+    Seed,
+    Set,
+    SkipBroken,
+    StoragePath,
+    StudyStorage,
+    Workers,
+    assignments,
+    default_root,
+    free_name,
+)
+from cluster.plan import GroupShape
+from cluster.study import Studies, SweepStudy
+from trainer.data import DataConfig
+from trainer.hyperparameters import TrialConfig, flatten, unflatten
+from trainer.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from cluster.sweep import Outcome
+
+app = typer.Typer(
+    name="convsweep",
+    help="Find, rank and export the best convolutional network for an image data set.",
+    epilog="Begin with:  convsweep sweep --data digits",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path | None, typer.Argument(metavar="SWEEP.yaml", help="Settings; options win over it.")] = None,
+    data: Data = None,
+    trials: Annotated[int | None, typer.Option(help="How many. [default: 20, or what fits the time budget]")] = None,
+    epochs: Epochs = None,
+    time_budget: Annotated[str | None, typer.Option(help="No trial starts after this: 90s, 30m, 2h.")] = None,
+    name: Annotated[str | None, typer.Option(help="The sweep's name. [default: the data's, with a number]")] = None,
+    preset: Preset = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe, random or grid. [default: tpe]")] = None,
+    pruner: Annotated[str | None, typer.Option(help="halving, median or none. [default: halving]")] = None,
+    set_: Set = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
+    groups: Annotated[int | None, typer.Option(help="Worker groups side by side. [default: all that fit]")] = None,
+    keep_checkpoints: Annotated[
+        int | None, typer.Option(help="Keep the weights of that many best trials. [default: 5]")
+    ] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="Share held out to score trials. [default: 0.1]")
+    ] = None,
+    image_size: ImageSize = None,
+    skip_broken: SkipBroken = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    address: Address = None,
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    storage_path: StoragePath = None,
+    as_json: Json = False,
+) -> None:
+    """Search for the best network: try many, stop the hopeless early, rank them.
+
+    The first trial is the data set's preset (--preset none: no such trial), so that the ranking shows what the search gained.
+    Narrow the space with --set or with `space:` in a YAML file: a list chooses among, {low: 0.001, high: 0.1, log: true}
+    is a range, a single value fixes.
+
+    Examples:
+
+      convsweep sweep --data digits
+
+      convsweep sweep --data mnist --trials 24 --epochs 3 --set "model.kernel_size=[3, 5]"
+
+      convsweep sweep photos.yaml --time-budget 2h
+    """
+    options = {key: value for key, value in locals().items() if key in KEYS and value is not None}
+    settings = (read_sweep_file(file) if file else {}) | options
+    settings["space"] = (settings.get("space") or {}) | assignments(set_)
+    default_root(settings)
+    where = Experiments(experiments, study_storage, storage_path)
+    if "data" not in settings:
+        raise ValueError(f"Say which data: --data with {DATA_HELP}")
+    settings.setdefault("name", free_name(DataConfig(data=settings["data"]).name, Studies(where).names()))
+    config = make_config(settings)
+    from cluster.sweep import start
+
+    with tables.decoding() as on_progress:
+        _report(start(config, where, address, on_progress), where, as_json)
+
+
+@app.command()
+def resume(
+    name: str,
+    address: Address = None,
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    storage_path: StoragePath = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a sweep that was interrupted; what is finished is not run again."""
+    from cluster import sweep
+
+    where = Experiments(experiments, study_storage, storage_path)
+    with tables.decoding() as on_progress:
+        _report(sweep.resume(name, where, address, on_progress), where, as_json)
+
+
+@app.command()
+def extend(
+    name: str,
+    trials: Annotated[int, typer.Option(help="How many more trials.")],
+    address: Address = None,
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    storage_path: StoragePath = None,
+    as_json: Json = False,
+) -> None:
+    """Give a sweep more trials."""
+    from cluster import sweep
+
+    where = Experiments(experiments, study_storage, storage_path)
+    with tables.decoding() as on_progress:
+        _report(sweep.extend(name, trials, where, address, on_progress), where, as_json)
+
+
+@app.command("list")
+def list_(experiments: Folder = DEFAULT_FOLDER, study_storage: StudyStorage = None, as_json: Json = False) -> None:
+    """List the sweeps."""
+    studies = Studies(Experiments(experiments, study_storage))
+    tables.show_list([studies.open(name) for name in studies.names()], as_json)
+
+
+@app.command()
+def rank(
+    name: str,
+    top: Annotated[int | None, typer.Option(help="How many trials. [default: 10; with --json all]")] = None,
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    as_json: Json = False,
+) -> None:
+    """Rank a sweep's trials, the best first."""
+    if top is not None and top < 1:
+        raise ValueError(f"--top must be at least 1, but got {top}.")
+    tables.show_ranking(Studies(Experiments(experiments, study_storage)).open(name), top, as_json)
+
+
+@app.command()
+def show(
+    name: str,
+    trial: Annotated[str, typer.Argument(help="Its number, or best.")],
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    as_json: Json = False,
+) -> None:
+    """Show one trial: its configuration, its epochs, and why it failed if it did."""
+    tables.show_trial(_find_trial(Studies(Experiments(experiments, study_storage)).open(name), trial), as_json)
+
+
+@app.command()
+def train(
+    data: Data = None,
+    preset_name: Annotated[
+        str | None, typer.Option("--preset", help=f"Start from: {', '.join(PRESETS)}. [default: default]")
+    ] = None,
+    epochs: Epochs = None,
+    set_: Set = None,
+    seed: Seed = None,
+    to: Annotated[Path | None, typer.Option(help="Also export the trained model into this folder.")] = None,
+    workers: Workers = None,
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
+    validation_fraction: Annotated[float | None, typer.Option(help="Share held out to choose the best epoch.")] = None,
+    image_size: ImageSize = None,
+    skip_broken: SkipBroken = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    address: Address = None,
+    experiments: Folder = DEFAULT_FOLDER,
+    storage_path: StoragePath = None,
+    as_json: Json = False,
+) -> None:
+    """Train one configuration, without a search, and score its best epoch on the test split.
+
+    The hyperparameters and their values are in docs/hyperparameters.md.
+
+    Example:  convsweep train --data mnist --preset mnist-3conv --set optimizer.learning_rate=0.002
+    """
+    if data is None:
+        raise ValueError(f"Say which data: --data with {DATA_HELP}")
+    given = assignments(set_) | {
+        key: value for key, value in (("training.epochs", epochs), ("training.seed", seed)) if value is not None
+    }
+    config: TrialConfig = unflatten(given, preset(preset_name or "default"))
+    settings: dict[str, Any] = {"data_root": data_root}
+    default_root(settings)
+    choices = {
+        "root": settings["data_root"],
+        "cache": cache,
+        "image_size": image_size,
+        "validation_fraction": validation_fraction,
+        "skip_broken": skip_broken,
+    }
+    data_config = DataConfig(data=data, **{key: value for key, value in choices.items() if value is not None})
+    shape = GroupShape(workers=workers or 1, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, groups=1)
+    from cluster.single import export as write
+    from cluster.single import rebuild, score_splits, train_here, train_on_group
+    from trainer.data import load_data
+    from trainer.model import parameter_count
+
+    with tables.decoding() as on_progress:
+        images = load_data(data_config, on_progress)
+    if shape.workers > 1 or address:
+        training = train_on_group(config, data_config, shape, Experiments(experiments, None, storage_path), address)
+    else:
+        training = train_here(config, images)
+    tables.follow(training.epochs, config.training.epochs)
+    assert training.checkpoint is not None
+    model = rebuild(training.checkpoint, images)
+    scores = score_splits(model, images)
+    if to:
+        write(training.checkpoint, images, data_config, to)
+    speeds = sorted(e.images_per_second for e in training.history)
+    tables.show_training(
+        {
+            "val_accuracy": scores["validation"].accuracy,
+            "test_accuracy": scores["test"].accuracy if "test" in scores else None,
+            "epochs": len(training.history),
+            "best_epoch": training.checkpoint.epoch,
+            "train_seconds": round(training.seconds, 3),
+            "images_per_second": round(speeds[len(speeds) // 2], 1),
+            "parameters": parameter_count(model),
+            "bundle": str(to) if to else None,
+            "config": flatten(config),
+            "history": [e.to_json() for e in training.history],
+        },
+        as_json,
+    )
+
+
+@app.command()
+def export(
+    name: str,
+    trial: Annotated[str, typer.Option(help="A trial's number, or best.")] = "best",
+    to: Annotated[Path | None, typer.Option(help="The folder. [default: bundles/NAME-TRIAL]")] = None,
+    samples: Annotated[
+        int, typer.Option(help="Also write this many test images into samples/, to try the bundle with.")
+    ] = 0,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    storage_path: StoragePath = None,
+    as_json: Json = False,
+) -> None:
+    """Export a trial's model as a bundle: a folder that classifies images without convsweep."""
+    where = Experiments(experiments, study_storage, storage_path)
+    study = Studies(where).open(name)
+    record = _find_trial(study, trial)
+    from dataclasses import replace
+
+    from cluster.single import export as write
+    from trainer.data import load_data
+
+    store = where.checkpoints(name)
+    try:
+        checkpoint = store.load(record.number)
+    except FileNotFoundError as error:
+        kept = ", ".join(map(str, store.trials())) or "none"
+        raise ValueError(
+            f"The weights of trial {record.number} ({record.state}) were not kept. Trials with weights: {kept}; "
+            "`convsweep sweep --keep-checkpoints N` keeps more."
+        ) from error
+    config = study.config
+    data_config = config.data
+    if data_root or cache:
+        data_config = replace(data_config, root=data_root or data_config.root, cache=cache or data_config.cache)
+    with tables.decoding() as on_progress:
+        images = load_data(data_config, on_progress)
+    folder = to or Path("bundles") / f"{name}-{record.number}"
+    with tables.working(f"exporting trial {record.number} to {folder}"):
+        difference, scores = write(checkpoint, images, data_config, folder, name, record.number, samples)
+    tables.show_export(folder, difference, scores, as_json)
+
+
+@app.command()
+def predict(
+    bundle: Path,
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    top: Annotated[int, typer.Option(help="How many classes to show for each image.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Classify images with a bundle. Needs no Ray, no sweep and no data set."""
+    if top < 1:
+        raise ValueError(f"--top must be at least 1, but got {top}.")
+    from trainer.bundle import Bundle
+
+    loaded = Bundle(bundle)
+    files = [file for path in images for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    files = [file for file in files if not file.is_dir() and not file.name.startswith(".")]
+    if not files:
+        raise ValueError(f"There are no images in {', '.join(map(repr, map(str, images)))}.")
+    tables.show_predictions(list(loaded.predict(files, top)), as_json)
+
+
+@app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = 8501,
+    browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    storage_path: StoragePath = None,
+) -> None:
+    """Browse the sweeps in a web page, also while they run."""
+    settings = {
+        "CONVSWEEP_EXPERIMENTS": str(experiments),
+        "CONVSWEEP_STUDY_STORAGE": study_storage,  # not an argument: those can be seen, and it may hold a password
+        "CONVSWEEP_STORAGE_PATH": storage_path,
+    }
+    os.environ.update({name: value for name, value in settings.items() if value is not None})
+    options = ["--port", str(port), *([] if browser else ["--no-browser"])]
+    # The dashboard is another program, which nothing here imports, and takes the place of this process.
+    os.execv(sys.executable, [sys.executable, "-m", "dashboard", *options])
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one sentence and exit status 2, a failure exit status 1."""
+    try:
+        app(prog_name="convsweep")
+    except ValueError as error:
+        _fail(error, 2)
+    except (RuntimeError, OSError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(error: Exception, status: int) -> None:
+    if os.environ.get("CONVSWEEP_DEBUG"):
+        raise error
+    sys.stderr.write(f"convsweep: {error}\n")
+    sys.exit(status)
+
+
+def _report(outcome: Outcome, where: Experiments, as_json: bool) -> None:
+    """Say how a run ended; exit status 1 when it failed, 130 when it was interrupted."""
+    tables.show_outcome(outcome.study, outcome.state, outcome.reason, str(where.folder), as_json)
+    if outcome.state != "FINISHED":
+        raise typer.Exit(130 if outcome.state == "INTERRUPTED" else 1)
+
+
+def _find_trial(study: SweepStudy, trial: str) -> Any:
+    if trial == "best":
+        return study.best()
+    if not trial.isdigit():
+        raise ValueError(f"A trial is a number or `best`, but got {trial!r}.")
+    return study.trial(int(trial))
+
+
+if __name__ == "__main__":
+    main()

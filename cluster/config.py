@@ -1,0 +1,184 @@
+"""What a sweep is: `SweepConfig`, from a YAML file, from the command line, and from the study that recorded it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.plan import GroupShape
+from cluster.space import Space
+from trainer.data import DataConfig
+from trainer.hyperparameters import nearest
+from trainer.named_data import NAMES
+from trainer.presets import preset
+
+SAMPLERS = ("tpe", "random", "grid")
+PRUNERS = ("halving", "median", "none")
+NO_PRESET = "none"
+DEFAULT_TRIALS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Everything a user says about a sweep. Checked when it is made; raises ValueError with a sentence.
+
+    `epochs` are those of a trial that is not pruned; `time_budget` (seconds) is the time after which no new trial starts;
+    `preset` is the configuration that the first trial has (None: the data set's own). `trials` is None only with a
+    `time_budget`: as many as fit into it.
+    """
+
+    name: str
+    data: DataConfig
+    trials: int | None = DEFAULT_TRIALS
+    epochs: int = 10
+    time_budget: float | None = None
+    sampler: str = "tpe"
+    pruner: str = "halving"
+    preset: str | None = None
+    seed: int = 0
+    space: Mapping[str, Any] = field(default_factory=dict)
+    shape: GroupShape = field(default_factory=GroupShape)
+    keep_checkpoints: int = 5
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for name in ("trials", "epochs", "keep_checkpoints"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, but got {value}.")
+        if self.trials is None and self.time_budget is None:
+            raise ValueError("A sweep ends after a number of trials or after a time: give trials, time_budget or both.")
+        if self.time_budget is not None and self.time_budget <= 0:
+            raise ValueError(f"time_budget must be longer than 0 s, but got {self.time_budget:g} s.")
+        for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, but got {value!r}.{nearest(value, known)}")
+        if self.baseline is not None:
+            preset(self.baseline)
+        space = self.build_space()
+        if self.sampler == "grid":
+            next(space.grid())
+
+    @property
+    def baseline(self) -> str | None:
+        """The preset of the first trial, or None for none. A grid is run as it is."""
+        if self.preset is not None or self.sampler == "grid":
+            return None if self.preset in (NO_PRESET, None) else self.preset
+        known = NAMES.get(self.data.data)
+        return known.preset if known else "default"
+
+    def build_space(self) -> Space:
+        """The search space: the declared one, as the data set and the user narrow it."""
+        narrowing = dict(self.space)
+        if "training.epochs" in narrowing or "training.seed" in narrowing:
+            raise ValueError(
+                "training.epochs and training.seed are the sweep's own `epochs` and `seed`, not part of `space`."
+            )
+        known = NAMES.get(self.data.data)
+        if known and not known.mirrored:
+            narrowing.setdefault("augmentation.flip", False)  # a mirrored 2 is no 2
+        return Space(narrowing, fixed={"training.epochs": self.epochs, "training.seed": self.seed})
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; `from_json` is the way back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SweepConfig:
+        """The configuration that `to_json` gave."""
+        return cls(**{**values, "data": DataConfig(**values["data"]), "shape": GroupShape(**values["shape"])})
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless `name` can name a sweep: it becomes a folder and a study."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", name):
+        raise ValueError(
+            f"A sweep's name has 1 to 80 letters, digits, '-', '_' and '.', beginning with a letter or digit, but got {name!r}."
+        )
+
+
+_DATA_KEYS = {
+    "data": "data",
+    "data_root": "root",
+    "cache": "cache",
+    "image_size": "image_size",
+    "validation_fraction": "validation_fraction",
+    "skip_broken": "skip_broken",
+}
+_SHAPE_KEYS = tuple(f.name for f in fields(GroupShape))
+_OWN_KEYS = tuple(f.name for f in fields(SweepConfig) if f.name not in ("data", "shape"))
+KEYS = (*_DATA_KEYS, *_OWN_KEYS, *_SHAPE_KEYS)
+
+
+def read_sweep_file(path: Path) -> dict[str, Any]:
+    """The settings in a YAML sweep file. Raises ValueError for a file that is none, and for unknown keys."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"The sweep file {str(path)!r} cannot be read: {error.strerror or error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it is not text"
+        raise ValueError(f"{str(path)!r}{where} is not YAML: {problem}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{str(path)!r} must hold settings such as `data: mnist` and `trials: 20`, but it holds {content!r:.60}."
+        )
+    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for key in settings:
+        if key not in KEYS:
+            raise ValueError(
+                f"{str(path)!r}: there is no setting {key!r}.{nearest(key, KEYS)} Settings: {', '.join(KEYS)}."
+            )
+    if not isinstance(settings.get("space", {}), dict):
+        raise ValueError(
+            f"{str(path)!r}: `space` must map hyperparameters to values, but got {settings['space']!r:.60}."
+        )
+    return settings
+
+
+def make_config(settings: Mapping[str, Any]) -> SweepConfig:
+    """A checked configuration from settings as a sweep file has them; raises ValueError for a wrong type as well."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    for key, value in given.items():
+        _check_type(key, value)
+    if isinstance(given.get("time_budget"), str | int | float):
+        given["time_budget"] = parse_duration(given["time_budget"])
+    if "time_budget" in given and "trials" not in given:
+        given["trials"] = None
+    data = DataConfig(**{_DATA_KEYS[key]: given[key] for key in _DATA_KEYS if key in given})
+    data.check()
+    shape = GroupShape(**{key: given[key] for key in _SHAPE_KEYS if key in given})
+    return SweepConfig(**{key: given[key] for key in _OWN_KEYS if key in given}, data=data, shape=shape)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("trials", "epochs", "seed", "keep_checkpoints", "workers", "groups", "image_size"), (int,)),
+    **dict.fromkeys(("cpus_per_worker", "gpus_per_worker", "validation_fraction"), (int, float)),
+    **dict.fromkeys(("name", "data", "data_root", "cache", "sampler", "pruner", "preset"), (str,)),
+    "time_budget": (int, float, str),
+    "skip_broken": (bool,),
+    "space": (dict,),
+}
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping"}
+
+
+def _check_type(key: str, value: object) -> None:
+    allowed = _TYPES[key]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise ValueError(f"{key} must be {_TYPE_NAMES[allowed[-1]]}, but got {value!r}.")
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds of '90', '90s', '30m', '1.5h' or '1d'. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(text))
+    if not match:
+        raise ValueError(f"A duration is a number with s, m, h or d, such as 30m, but got {text!r}.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

@@ -1,0 +1,65 @@
+"""Where everything of the sweeps is: the one place that knows the paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+from trainer.checkpoint import CheckpointStore, open_storage
+
+
+@dataclass(frozen=True)
+class Experiments:
+    """The experiments folder, or the shared places that stand in for parts of it.
+
+    `study_storage` is the study database's URL (default: SQLite in the folder), `storage_path` where the checkpoints go
+    (default: the folder), a path or a URI such as s3://bucket/prefix.
+    """
+
+    folder: Path
+    study_storage: str | None = None
+    storage_path: str | None = None
+
+    @property
+    def database(self) -> str:
+        """The database's URL."""
+        return self.study_storage or f"sqlite:///{self.folder.absolute() / 'studies.db'}"
+
+    @property
+    def database_exists(self) -> bool:
+        """False when the database is a file that is not there yet."""
+        prefix = "sqlite:///"
+        return not self.database.startswith(prefix) or Path(self.database.removeprefix(prefix)).exists()
+
+    def checkpoints_uri(self, sweep: str) -> str:
+        """Where a sweep's checkpoints are."""
+        return f"{self._storage}/{sweep}/checkpoints"
+
+    def groups_uri(self, sweep: str) -> str:
+        """Where Ray Train keeps the little it writes while a sweep's worker groups run."""
+        return f"{self._storage}/{sweep}/groups"
+
+    def checkpoints(self, sweep: str) -> CheckpointStore:
+        """A sweep's checkpoints."""
+        return CheckpointStore(self.checkpoints_uri(sweep))
+
+    def remove_group_files(self, sweep: str) -> None:
+        """Remove what Ray Train wrote for the sweep's worker groups."""
+        _delete_folder(self.groups_uri(sweep))
+
+    def remove_sweep_files(self, sweep: str) -> None:
+        """Remove all files of the sweep; the database keeps its record."""
+        _delete_folder(f"{self._storage}/{sweep}")
+
+    @property
+    def _storage(self) -> str:
+        place = self.storage_path or str(self.folder)
+        return place.rstrip("/") if "://" in place else str(Path(place).absolute())
+
+
+def _delete_folder(uri: str) -> None:
+    files, folder = open_storage(uri)
+    if files.get_file_info(folder).type == fs.FileType.Directory:
+        files.delete_dir(folder)

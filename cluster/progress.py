@@ -1,0 +1,150 @@
+"""What a sweep shows while it runs: a live display on a terminal, plain lines elsewhere, always on standard error."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cluster.config import SweepConfig
+from cluster.plan import Plan
+from cluster.study import RunningTrial, SweepStudy
+from trainer.hyperparameters import flatten, in_short
+
+SILENT_SECONDS = 20.0
+
+
+class Progress:
+    """Watches a sweep's trials; a context, during which the display is up."""
+
+    def __init__(self, config: SweepConfig, plan: Plan, study: SweepStudy, console: Console | None = None) -> None:
+        self._config, self._plan = config, plan
+        self._console = console or Console(stderr=True, highlight=False)
+        self._begun = self._last_line = time.time()
+        self._counts = study.counts()
+        self._done_before = self._done
+        self._running: dict[int, RunningTrial] = {}
+        self._best: tuple[float, int, str] | None = None
+        for trial in study.trials():
+            if trial.state == "COMPLETE" and trial.value is not None:
+                self._note_best(trial.value, trial.number, in_short(trial.config))
+        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        else:
+            self._print(f"{self._config.name}: {self._plan} start; the first trial begins when they are up.")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def started(self, trial: RunningTrial) -> None:
+        """Show the trial among the running ones."""
+        self._running[trial.number] = trial
+
+    def reported(self, trial: RunningTrial) -> None:
+        """The live display shows the epoch; without a terminal there is a line only when nothing was said for a while."""
+        if not self._console.is_terminal and time.time() - self._last_line > SILENT_SECONDS:
+            last = trial.epochs[-1]
+            self._print(f"trial {trial.number}: epoch {last.epoch}/{self._config.epochs}  {last.val_accuracy:.4f}")
+
+    def ended(self, trial: RunningTrial, state: str) -> None:
+        """Count it, and without a terminal print its line."""
+        self._running.pop(trial.number, None)
+        self._counts[state] += 1
+        value = max((e.val_accuracy for e in trial.epochs), default=None)
+        if state == "PRUNED":  # as the study has it
+            value = trial.epochs[-1].val_accuracy
+        if state == "COMPLETE" and value is not None:
+            self._note_best(value, trial.number, in_short(flatten(trial.config)))
+        if not self._console.is_terminal and state != "WAITING":
+            score = "" if value is None else f"  {value:.4f}"
+            why = "" if trial.error is None else "  " + trial.error.splitlines()[0]
+            best = f"  best {self._best[0]:.4f} (trial {self._best[1]})" if self._best else ""
+            total = f"/{self._config.trials}" if self._config.trials else ""
+            self._print(
+                f"[{self._done}{total}] trial {trial.number} {state}{score} after {len(trial.epochs)} epochs{why}{best}{self._left()}"
+            )
+
+    @property
+    def _done(self) -> int:
+        return self._counts["COMPLETE"] + self._counts["PRUNED"] + self._counts["FAIL"]
+
+    def _note_best(self, value: float, number: int, config: str) -> None:
+        if self._best is None or value > self._best[0]:
+            self._best = (value, number, config)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+        self._last_line = time.time()
+
+    def _seconds_left(self) -> float | None:
+        """By the pace of this run's trials, or by the time budget if that ends sooner."""
+        elapsed, done = time.time() - self._begun, self._done - self._done_before
+        estimates = []
+        if self._config.trials is not None and done:
+            estimates.append(elapsed / done * (self._config.trials - self._done))
+        if self._config.time_budget is not None:
+            estimates.append(max(0.0, self._config.time_budget - elapsed))
+        return min(estimates, default=None)
+
+    def _left(self) -> str:
+        seconds = self._seconds_left()
+        return "" if seconds is None or seconds < 1 else f"  about {_duration(seconds)} left"
+
+    def _render(self) -> Group:
+        total = self._config.trials
+        head = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=total or 1, completed=self._done if total else 0, width=30, pulse=total is None)
+        head.add_row(
+            Text(self._config.name, style="bold"),
+            bar,
+            f"{self._done}{f'/{total}' if total else ''} trials",
+            f"{_duration(time.time() - self._begun)}{self._left()}",
+        )
+        counts = Text.assemble(
+            (f"{self._counts['COMPLETE']} complete", "green"),
+            "  ",
+            (f"{len(self._running)} running", "cyan"),
+            "  ",
+            (f"{self._counts['PRUNED']} pruned", "yellow"),
+            "  ",
+            (f"{self._counts['FAIL']} failed", "red" if self._counts["FAIL"] else "dim"),
+            f"  {self._speed():,.0f} images/s",
+        )
+        lines: list[Table | Text] = [head, counts]
+        if self._best:
+            lines.append(
+                Text.assemble(
+                    "best ", (f"{self._best[0]:.4f}", "bold green"), f" trial {self._best[1]}: {self._best[2]}"
+                )
+            )
+        running = Table.grid(padding=(0, 2))
+        for number, trial in sorted(self._running.items()):
+            done = len(trial.epochs)
+            score = f"{trial.epochs[-1].val_accuracy:.4f}" if done else "starting"
+            running.add_row(
+                f"trial {number}",
+                f"epoch {done}/{self._config.epochs}",
+                score,
+                Text(in_short(flatten(trial.config)), style="dim"),
+            )
+        return Group(*lines, running)
+
+    def _speed(self) -> float:
+        return sum(trial.epochs[-1].images_per_second for trial in list(self._running.values()) if trial.epochs)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"

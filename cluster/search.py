@@ -1,0 +1,204 @@
+"""The study as Tune's searcher and Tune's scheduler: Tune runs the trials, the study decides.
+
+Tune's own OptunaSearch is not used: it tells pruned trials as COMPLETE, leaves trials without a number RUNNING and keeps no
+pruner state over a restart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ray.tune import Stopper
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cluster.config import SweepConfig
+from cluster.study import RunningTrial, SweepStudy
+from trainer.mailbox import Assignment, Report
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
+
+
+class Watcher(Protocol):
+    """Who wants to know what happens to the trials: the progress display, the keeper of the checkpoints."""
+
+    def started(self, trial: RunningTrial) -> None:
+        """A worker group gets the trial."""
+
+    def reported(self, trial: RunningTrial) -> None:
+        """The trial's next epoch is recorded."""
+
+    def ended(self, trial: RunningTrial, state: str) -> None:
+        """The trial is COMPLETE, PRUNED, FAIL or, when the sweep stops before its end, WAITING."""
+
+
+class Trials:
+    """The trials in flight, between the study and Tune; knows when the sweep has enough of them."""
+
+    def __init__(
+        self,
+        study: SweepStudy,
+        config: SweepConfig,
+        groups: int,
+        mailbox: Any,
+        checkpoints: str,
+        should_stop: Callable[[], bool],
+        watchers: Sequence[Watcher],
+    ) -> None:
+        self._study, self._config, self._ahead = study, config, groups
+        self._mailbox, self._checkpoints = mailbox, checkpoints
+        self.should_stop, self._watchers = should_stop, watchers
+        self._begun = time.time()
+        self._posted: deque[RunningTrial] = deque()
+        self._running: dict[str, RunningTrial] = {}
+        self._finished, self._waiting = study.finished_count(), 0
+        self._first_report = True
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Tune pickles its searcher and its stopper for a restore of its own, which is not used."""
+        return str, ("the study is the record",)
+
+    def next(self, tune_id: str) -> RunningTrial | None:
+        """The trial whose reports Tune is to follow next, or None when there are no more."""
+        if not self._posted:
+            self._ask()
+        if not self._posted or self.should_stop():
+            return None
+        trial = self._running[tune_id] = self._posted.popleft()
+        self._tell(lambda watcher: watcher.started(trial))
+        self._fill()
+        return trial
+
+    def _fill(self) -> None:
+        """Ask for trials ahead of their time, one per group: a group that is through with one finds the next at once."""
+        while len(self._posted) < self._ahead and self._ask():
+            pass
+
+    def _ask(self) -> bool:
+        if self._enough() or self.should_stop():
+            return False
+        trial = self._study.ask(self._config)
+        self._posted.append(trial)
+        self._mailbox.post.remote(Assignment(trial.number, trial.config, self._config.data, self._checkpoints))
+        return True
+
+    def _enough(self) -> bool:
+        asked = self._finished + len(self._running) + len(self._posted)
+        full = self._config.trials is not None and asked >= self._config.trials
+        return full or (self._config.time_budget is not None and time.time() - self._begun > self._config.time_budget)
+
+    def left(self) -> bool:
+        """Whether the sweep was stopped before its end: trials are unfinished, or more were to come."""
+        return bool(self._running or self._posted or self._waiting) or (self.should_stop() and not self._enough())
+
+    def is_running(self, tune_id: str) -> bool:
+        """Whether the trial is not over yet."""
+        return tune_id in self._running
+
+    def report(self, tune_id: str, report: Report) -> bool:
+        """Record what a worker group says; whether the trial goes on."""
+        trial = self._running[tune_id]
+        if not trial.epochs:
+            trial.begin(report.parameters, report.group, report.begun_at)
+        if self._first_report:
+            self._study.note_startup(report.begun_at - self._begun)
+            self._first_report = False
+        if report.metrics is not None:
+            trial.report(report.metrics, report.reported_at - report.begun_at)
+            self._tell(lambda watcher: watcher.reported(trial))
+        if report.error is not None:
+            self._end(tune_id, "FAIL", lambda: trial.fail(str(report.error)))
+        elif report.done:
+            self._end(tune_id, "COMPLETE", trial.complete)
+        elif trial.should_prune():
+            self._mailbox.stop.remote(trial.number)
+            self._end(tune_id, "PRUNED", trial.prune)
+        return tune_id in self._running
+
+    def lost(self, tune_id: str, cause: str) -> None:
+        """Nobody reads the trial's reports any more, or nobody makes them."""
+        if tune_id in self._running:
+            self._mailbox.stop.remote(self._running[tune_id].number)
+            self._end(tune_id, "FAIL", lambda: self._running[tune_id].fail(cause or "It was lost."))
+
+    def stop(self, tune_id: str) -> None:
+        """Tune ends a trial that is not over, because the sweep stops."""
+        if tune_id in self._running:
+            self._end(tune_id, "WAITING", self._running[tune_id].wait)
+
+    def _end(self, tune_id: str, state: str, tell: Callable[[], None]) -> None:
+        tell()
+        trial = self._running.pop(tune_id)
+        self._waiting += state == "WAITING"
+        self._finished += state != "WAITING"
+        self._tell(lambda watcher: watcher.ended(trial, state))
+
+    def _tell(self, what: Callable[[Watcher], None]) -> None:
+        for watcher in self._watchers:
+            what(watcher)
+
+
+class StudySearcher(Searcher):
+    """Tune asks here for configurations."""
+
+    def __init__(self, trials: Trials, to_tune: Callable[[RunningTrial], dict[str, Any]]) -> None:
+        super().__init__(metric="value", mode="max")
+        self._trials, self._to_tune = trials, to_tune
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        """The next trial's configuration as Tune's trainable takes it."""
+        trial = self._trials.next(trial_id)
+        return Searcher.FINISHED if trial is None else self._to_tune(trial)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tune has ended the trial; if the study does not know yet, the sweep is stopping."""
+        self._trials.stop(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the record."""
+
+
+class StudyScheduler(FIFOScheduler):
+    """Tune asks here whether a trial goes on."""
+
+    def __init__(self, trials: Trials) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._trials = trials
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        """Record the epoch; stop the trial when the study prunes it."""
+        goes_on = self._trials.report(trial.trial_id, result["report"])
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
+        """Record a last epoch, which Tune does not pass through `on_trial_result`; a trial that was stopped has none."""
+        if self._trials.is_running(trial.trial_id):
+            self._trials.report(trial.trial_id, result["report"])
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """The trial's actor is lost, or no worker group is left."""
+        error = trial.get_pickled_error()
+        self._trials.lost(trial.trial_id, str(error).strip() if error else "The worker group was lost.")
+
+
+class SweepStopper(Stopper):
+    """Tune asks here whether to end everything."""
+
+    def __init__(self, trials: Trials) -> None:
+        self._trials = trials
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never one trial alone: that is the scheduler's."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the sweep is to stop before its end."""
+        return self._trials.should_stop()

@@ -1,0 +1,241 @@
+"""What the commands print: tables for people, or one JSON document."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cluster.study import METRIC, SweepStudy, TrialRecord
+from trainer.data import OnProgress
+from trainer.hyperparameters import in_short, parameter
+from trainer.metrics import EpochMetrics
+
+if TYPE_CHECKING:
+    from trainer.bundle import Prediction
+    from trainer.evaluation import Scores
+
+
+def _output() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)  # a file has no 80 columns
+
+
+def _errors() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=2))
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[OnProgress]:
+    """A progress bar for the decoding of images, which appears when there is something to decode."""
+    console = _errors()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True)
+    tasks: dict[str, Any] = {}
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        if not console.is_terminal:
+            if done == 0:
+                console.print(f"{what} ...", soft_wrap=True)
+            return
+        if not tasks:
+            bar.start()
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done)
+        if done >= total:  # off the screen before the next display comes
+            bar.remove_task(tasks.pop(what))
+            bar.stop()
+
+    try:
+        yield on_progress
+    finally:
+        if tasks:
+            bar.stop()
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing elsewhere."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=_errors(), transient=True) as progress:
+        progress.add_task(what)
+        yield
+
+
+def follow(epochs: Iterator[EpochMetrics], total: int) -> None:
+    """Print a line for each epoch, as it ends, on standard error."""
+    console = _errors()
+    for e in epochs:
+        console.print(
+            f"epoch {e.epoch}/{total}  train loss {e.train_loss:.4f}  validation loss {e.val_loss:.4f}  "
+            f"accuracy {e.val_accuracy:.4f}  {e.images_per_second:,.0f} images/s  {e.seconds:.1f} s",
+            soft_wrap=True,
+        )
+
+
+def show_training(result: Mapping[str, Any], as_json: bool) -> None:
+    """The result of `train`."""
+    if as_json:
+        _print_json(result)
+        return
+    test = "" if result["test_accuracy"] is None else f", test accuracy {result['test_accuracy']:.4f}"
+    out = _output()
+    out.print(
+        f"Best epoch {result['best_epoch']} of {result['epochs']}: validation accuracy {result['val_accuracy']:.4f}{test}. "
+        f"{result['parameters']:,} parameters, {result['train_seconds']:.1f} s, {result['images_per_second']:,.0f} images/s.",
+        soft_wrap=True,
+    )
+    if result["bundle"]:
+        out.print(f"Exported to {result['bundle']}", soft_wrap=True)
+
+
+def show_list(sweeps: Sequence[SweepStudy], as_json: bool) -> None:
+    """All sweeps."""
+    rows: list[dict[str, Any]] = []
+    for study in sweeps:
+        counts = study.counts()
+        row: dict[str, Any] = {
+            "name": study.name,
+            "state": study.state,
+            "data": study.config.data.data,
+            "trials": counts,
+        }
+        rows.append(row | {"best_value": study.best().value if counts["COMPLETE"] else None})
+    if as_json:
+        _print_json(rows)
+        return
+    if not rows:
+        _output().print("There are no sweeps yet. Make one: convsweep sweep --data digits")
+        return
+    table = Table("sweep", "state", "data", "complete", "pruned", "failed", "running", "waiting", "best", box=None)
+    for row in rows:
+        table.add_row(
+            row["name"], row["state"], row["data"], *map(str, row["trials"].values()), _score(row["best_value"])
+        )
+    _output().print(table)
+
+
+def show_ranking(study: SweepStudy, top: int | None, as_json: bool) -> None:
+    """A sweep's trials, the best first."""
+    ranking = study.ranking()
+    if as_json:
+        head = {"sweep": study.name, "state": study.state, "metric": METRIC} | study.timing().to_json()
+        _print_json(head | {"trials": [t.to_json() for t in (ranking[:top] if top else ranking)]})
+        return
+    out = _output()
+    if not ranking:
+        out.print(f"Sweep {study.name!r} has no trials yet.")
+        return
+    table = Table(
+        "", "trial", "state", "accuracy", "epochs", "seconds", "parameters", "configuration", box=None, padding=(0, 1)
+    )
+    for place, trial in enumerate(ranking[: top or 10], 1):
+        preset = f"preset {trial.preset}: " if trial.preset else ""
+        parameters = f"{trial.parameters:,}" if trial.parameters else ""
+        table.add_row(
+            str(place),
+            str(trial.number),
+            trial.state,
+            _score(trial.value),
+            str(len(trial.epochs)),
+            f"{trial.train_seconds:.1f}",
+            parameters,
+            preset + in_short(trial.config),
+        )
+    out.print(table)
+    if len(ranking) > (top or 10):
+        out.print(f"and {len(ranking) - (top or 10)} more: --top {len(ranking)}")
+
+
+def show_trial(trial: TrialRecord, as_json: bool) -> None:
+    """One trial with its epochs."""
+    if as_json:
+        _print_json(trial.to_json() | {"epochs": [e.to_json() for e in trial.epochs], "error": trial.error})
+        return
+    out = _output()
+    preset = f", preset {trial.preset}" if trial.preset else ""
+    out.print(f"trial {trial.number}: {trial.state}, {METRIC} {_score(trial.value) or '-'}{preset}")
+    if trial.error:
+        out.print(trial.error, style="red", markup=False)
+    table = Table("hyperparameter", "value", "meaning", box=None)
+    for name, value in trial.config.items():
+        table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value), parameter(name).doc)
+    out.print(table)
+    epochs = Table("epoch", "train loss", "val loss", "val accuracy", "learning rate", "images/s", "seconds", box=None)
+    for e in trial.epochs:
+        numbers = (f"{e.train_loss:.4f}", f"{e.val_loss:.4f}", f"{e.val_accuracy:.4f}", f"{e.learning_rate:.2g}")
+        epochs.add_row(str(e.epoch), *numbers, f"{e.images_per_second:,.0f}", f"{e.seconds:.2f}")
+    out.print(epochs)
+
+
+def show_outcome(study: SweepStudy, state: str, reason: str | None, folder: str, as_json: bool) -> None:
+    """The end of a run: the ranking and what to do next."""
+    notes = _errors()
+    option = "" if folder == "experiments" else f" --experiments {folder}"
+    if reason:
+        notes.print(reason, markup=False, soft_wrap=True)
+    if as_json:
+        show_ranking(study, None, as_json=True)
+    elif any(t.epochs for t in study.trials()):
+        show_ranking(study, None, as_json=False)
+    if state == "INTERRUPTED":
+        notes.print(f"Interrupted. Go on with it: convsweep resume {study.name}{option}", soft_wrap=True)
+    elif state == "FINISHED" and not as_json:
+        _output().print(_gain(study) + _next_steps(study.name, option), soft_wrap=True)
+
+
+def _gain(study: SweepStudy) -> str:
+    """How much better than the preset the best trial is, and where the time went."""
+    trials, timing = study.trials(), study.timing()
+    baseline = next((t for t in trials if t.preset and t.state == "COMPLETE"), None)
+    best = study.best() if any(t.state == "COMPLETE" for t in trials) else None
+    text = f"\n{timing.wall_seconds:.0f} s, of which {timing.startup_seconds:.0f} s to start {timing.groups} worker group(s)"
+    text += f" and {timing.overhead_seconds:.2f} s (median) between two trials.\n"
+    if best and baseline and best.value is not None and baseline.value is not None:
+        errors = [100 * (1 - value) for value in (baseline.value, best.value)]
+        text += f"Validation error: preset {baseline.preset} {errors[0]:.2f} %, best trial {errors[1]:.2f} %.\n"
+    return text
+
+
+def _next_steps(name: str, option: str) -> str:
+    return f"Export the best model: convsweep export {name}{option}\nBrowse the trials:     convsweep dashboard{option}"
+
+
+def show_export(folder: Path, difference: float, scores: Mapping[str, Scores], as_json: bool) -> None:
+    """The result of `export`."""
+    if as_json:
+        accuracies = {f"{split}_accuracy": s.accuracy for split, s in scores.items()}
+        _print_json(
+            {"bundle": str(folder), "formats": ["pt2", "safetensors"], "max_difference": difference} | accuracies
+        )
+        return
+    accuracy = ", ".join(f"{split} accuracy {s.accuracy:.4f}" for split, s in scores.items())
+    _output().print(
+        f"{folder}: {accuracy}; written and live model agree within {difference:.1g}.\n"
+        f"Classify images with it: convsweep predict {folder} IMAGE...",
+        soft_wrap=True,
+    )
+
+
+def show_predictions(predictions: Sequence[Prediction], as_json: bool) -> None:
+    """The result of `predict`."""
+    if as_json:
+        _print_json([p.to_json() for p in predictions])
+        return
+    for p in predictions:
+        others = "  ".join(f"{label} {probability:.3f}" for label, probability in p.top[1:])
+        _output().print(f"{p.path}: {p.top[0][0]} {p.top[0][1]:.3f}   [{others}]", markup=False, soft_wrap=True)
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

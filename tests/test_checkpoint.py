@@ -1,0 +1,166 @@
+"""Checkpoints on a storage path: `python -m pytest tests/test_checkpoint.py`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.hyperparameters import TrialConfig, unflatten
+from trainer.model import build_model
+
+CONFIG = unflatten({"model.blocks": 2, "model.filters.1": 4, "model.filters.2": 8, "optimizer.learning_rate": 1 / 3})
+
+
+def checkpoint(seed: int = 0, epoch: int = 3, value: float = 0.1 + 0.2, config: TrialConfig = CONFIG) -> Checkpoint:
+    torch.manual_seed(seed)
+    model = build_model(config.model, (3, 8, 8), 5, [100.0, 110.0, 120.0], [50.0, 51.0, 52.0])
+    return Checkpoint(model.state_dict(), config, epoch, value)
+
+
+def assert_same(first: Checkpoint, second: Checkpoint) -> None:
+    assert set(first.weights) == set(second.weights)
+    for name, weight in first.weights.items():
+        assert weight.dtype == second.weights[name].dtype
+        assert torch.equal(weight, second.weights[name])
+    assert (first.config, first.epoch, first.value) == (second.config, second.epoch, second.value)
+
+
+@pytest.fixture(params=["path", "path with spaces", "file URI"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
+    """A store whose folder does not exist yet."""
+    return CheckpointStore(
+        {
+            "path": str(tmp_path / "checkpoints"),
+            "path with spaces": str(tmp_path / "my experiments 50% #1" / "a?b"),
+            "file URI": (tmp_path / "checkpoints").as_uri(),
+        }[request.param]
+    )
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(store: CheckpointStore) -> None:
+    store.save(7, checkpoint())
+    assert_same(store.load(7), checkpoint())
+
+
+def test_the_weights_fit_the_network_of_the_configuration(store: CheckpointStore) -> None:
+    store.save(7, checkpoint())
+    loaded = store.load(7)
+    model = build_model(loaded.config.model, (3, 8, 8), 5, [0.0] * 3, [1.0] * 3)
+    assert not torch.equal(model.classifier.weight, loaded.weights["classifier.weight"])
+    model.load_state_dict(loaded.weights)
+    assert torch.equal(model.classifier.weight, checkpoint().weights["classifier.weight"])
+    assert model.mean.flatten().tolist() == [100.0, 110.0, 120.0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1 / 3, 5e-324, math.inf])
+def test_the_value_is_kept_exactly(tmp_path: Path, value: float) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(0, checkpoint(value=value))
+    assert store.load(0).value == value
+
+
+def test_a_later_checkpoint_takes_the_place_of_the_trials_last(store: CheckpointStore) -> None:
+    store.save(1, checkpoint(seed=0, epoch=1))
+    store.save(1, checkpoint(seed=1, epoch=2))
+    assert_same(store.load(1), checkpoint(seed=1, epoch=2))
+    assert store.trials() == [1]
+
+
+def test_trials_are_numbered_and_listed_in_order(store: CheckpointStore) -> None:
+    for trial in (12, 3, 123456, 0):
+        store.save(trial, checkpoint(seed=trial))
+    assert store.trials() == [0, 3, 12, 123456]
+    assert_same(store.load(123456), checkpoint(seed=123456))
+
+
+def test_a_store_without_checkpoints_has_no_trials(store: CheckpointStore) -> None:
+    assert store.trials() == []
+
+
+def test_a_checkpoint_can_be_removed_and_the_others_stay(store: CheckpointStore) -> None:
+    for trial in (0, 1):
+        store.save(trial, checkpoint(seed=trial))
+    store.delete(0)
+    assert store.trials() == [1]
+    assert_same(store.load(1), checkpoint(seed=1))
+    with pytest.raises(FileNotFoundError):
+        store.load(0)
+
+
+def test_removing_what_is_not_there_does_nothing(store: CheckpointStore) -> None:
+    store.delete(0)
+    store.save(1, checkpoint())
+    store.delete(0)
+    assert store.trials() == [1]
+
+
+def test_a_checkpoint_that_is_not_there_is_not_found(store: CheckpointStore) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.load(3)
+    store.save(1, checkpoint())
+    with pytest.raises(FileNotFoundError):
+        store.load(3)
+
+
+def test_no_temporary_file_stays(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    for epoch in (1, 2):
+        store.save(5, checkpoint(epoch=epoch))
+    assert [p.name for p in tmp_path.iterdir()] == ["trial-00005.safetensors"]
+
+
+def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(5, checkpoint())
+    whole = (tmp_path / "trial-00005.safetensors").read_bytes()
+    (tmp_path / ".5.writing").write_bytes(whole[:100])
+    (tmp_path / ".6.writing").write_bytes(whole[:100])
+    assert store.trials() == [5]
+    assert_same(store.load(5), checkpoint())
+    store.save(5, checkpoint(seed=1))
+    assert_same(store.load(5), checkpoint(seed=1))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(5, checkpoint())
+    shared = torch.zeros(4)
+    unwritable = Checkpoint({"a": shared, "b": shared}, CONFIG, 9, 0.9)  # safetensors refuses shared memory
+    with pytest.raises(RuntimeError, match="share memory"):
+        store.save(5, unwritable)
+    assert store.trials() == [5]
+    assert_same(store.load(5), checkpoint())
+
+
+def test_storage_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        CheckpointStore(str(tmp_path / "file" / "checkpoints")).save(0, checkpoint())
+
+
+def test_path_and_uri_are_the_same_place(tmp_path: Path) -> None:
+    CheckpointStore(str(tmp_path)).save(2, checkpoint())
+    assert_same(CheckpointStore(tmp_path.as_uri()).load(2), checkpoint())
+
+
+def test_a_relative_path_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = CheckpointStore("here/below")
+    store.save(2, checkpoint())
+    assert (tmp_path / "here/below/trial-00002.safetensors").is_file()
+    monkeypatch.chdir("/")
+    assert store.trials() == [2]
+
+
+def test_any_safetensors_reader_finds_the_configuration(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    CheckpointStore(str(tmp_path)).save(2, checkpoint())
+    with safe_open(tmp_path / "trial-00002.safetensors", "pt") as file:
+        assert set(file.keys()) == set(checkpoint().weights)
+        assert '"model.filters.2": 8' in file.metadata()["config"]
+        assert file.metadata()["epoch"] == "3"

@@ -1,0 +1,230 @@
+"""The command line: what it answers to mistakes, and that a mistake leaves nothing behind."""
+
+import json
+import sys
+
+import pytest
+
+from cluster import cli
+from cluster.config import make_config
+from cluster.experiments import Experiments
+from cluster.study import Studies
+from trainer.metrics import EpochMetrics
+
+
+@pytest.fixture
+def convsweep(tmp_path, monkeypatch, capsys):
+    """Run the command in an empty folder; gives (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("CONVSWEEP_DATA", "CONVSWEEP_EXPERIMENTS", "CONVSWEEP_STUDY_STORAGE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["convsweep", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A small sweep's record, as `experiments` of the working folder."""
+    where = Experiments(tmp_path / "experiments")
+    config = make_config({"name": "s", "data": "digits", "trials": 3, "epochs": 2})
+    study = Studies(where, create=True).create(config, ["0", "1"])
+    study.begin_run(config, groups=1)
+    for end in ("complete", "prune", "fail"):
+        trial = study.ask(config)
+        trial.begin(11, "group", 100.0 + trial.number)
+        trial.report(EpochMetrics(1, 1.0, 1.1, 0.5 + 0.1 * trial.number, 0.1, 1000.0, 0.5), 0.5)
+        getattr(trial, end)(*(["ValueError: too small"] if end == "fail" else []))
+    study.end_run("FINISHED")
+    return study
+
+
+def folders(tmp_path, **classes):
+    from PIL import Image
+
+    root = tmp_path / "photos"
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (12, 12), (number, 0, 0)).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["sweep", "--data", "minst"], "Did you mean 'mnist'"),
+        (["sweep"], "Say which data"),
+        (["sweep", "--data", "digits", "--trials", "0"], "trials must be at least 1, but got 0"),
+        (["sweep", "--data", "digits", "--set", "model.kernel_sizes=3"], "Did you mean 'model.kernel_size'"),
+        (["sweep", "--data", "digits", "--set", "optimizer.name=[sgd, adamm]"], "Did you mean 'adam"),
+        (["sweep", "--data", "digits", "--set", "model.kernel_size"], "--set takes NAME=VALUE"),
+        (["sweep", "--data", "digits", "--set", "model.kernel_size=[3"], "no YAML value"),
+        (["sweep", "--data", "digits", "--name", "../elsewhere"], "name has 1 to 80 letters"),
+        (["sweep", "--data", "digits", "--workers", "0"], "workers must be at least 1"),
+        (["sweep", "--data", "digits", "--preset", "mnist-2conv"], "Did you mean"),
+        (["sweep", "missing.yaml"], "'missing.yaml' cannot be read"),
+        (["train", "--data", "digits", "--preset", "nothing"], "There is no preset 'nothing'"),
+        (["train", "--data", "digits", "--set", "model.kernel_size=4"], "1 to 15, in steps of 2, but got 4"),
+        (["train", "--data", "digits", "--epochs", "0"], "training.epochs must be 1 to"),
+        (["rank", "nothing"], "There are no sweeps yet"),
+        (["show", "nothing", "1"], "There are no sweeps yet"),
+        (["export", "nothing"], "There are no sweeps yet"),
+        (["resume", "nothing"], "There are no sweeps yet"),
+        (["predict", "nothing", "image.png"], "There is no bundle 'nothing'"),
+        (["sweep", "--data", "mnist", "--data-root", "nowhere"], "nowhere' is not a folder"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_status_2_and_leaves_nothing(convsweep, tmp_path, words, sentence):
+    status, out, err = convsweep(*words)
+    assert (status, out) == (2, "")
+    assert sentence in err
+    assert err.startswith("convsweep: ")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["sweep", "--trials", "many"], "--trials"), (["nonsense"], "nonsense"), (["sweep", "--nonsense"], "--nonsense")],
+)
+def test_words_that_the_command_line_does_not_know_end_with_status_2(convsweep, words, named):
+    status, out, err = convsweep(*words)
+    assert (status, out) == (2, "")
+    assert named in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("classes", "sentence"),
+    [
+        ({"cat": 3}, "at least two classes"),
+        ({"cat": 3, "dog": 0}, "dog' is empty"),
+        ({"cat": 3, "dog": 1}, "'dog' has 1 training image(s), but at least 2"),
+        ({}, "There is no data set and no folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_learnt_from_is_refused(convsweep, tmp_path, classes, sentence):
+    root = folders(tmp_path, **classes)
+    status, out, err = convsweep("sweep", "--data", root)
+    assert (status, out) == (2, "")
+    assert sentence in err
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_a_file_that_is_no_image_is_named_and_can_be_left_out(convsweep, tmp_path):
+    root = folders(tmp_path, cat=4, dog=4)
+    (root / "dog" / "notes.txt").write_text("not an image")
+    status, _, err = convsweep("train", "--data", root, "--epochs", "1")
+    assert status == 2
+    assert "notes.txt" in err
+    assert "--skip-broken" in err
+    status, out, _ = convsweep(
+        "train", "--data", root, "--epochs", "1", "--skip-broken", "--json", "--image-size", "16"
+    )
+    assert status == 0
+    assert json.loads(out)["test_accuracy"] is None
+
+
+def test_malformed_yaml_is_named_with_its_line(convsweep, tmp_path):
+    (tmp_path / "sweep.yaml").write_text("data: digits\nspace: {model.kernel_size: [3,}\n")
+    status, _, err = convsweep("sweep", "sweep.yaml")
+    assert status == 2
+    assert "line 2" in err
+
+
+def test_a_name_that_exists_is_refused_before_anything_starts(convsweep, finished):
+    status, _, err = convsweep("sweep", "--data", "digits", "--name", "s")
+    assert status == 2
+    assert "convsweep resume s" in err
+    assert len(finished.trials()) == 3
+
+
+def test_more_workers_than_the_machine_has_are_refused_with_the_arithmetic(convsweep, tmp_path):
+    status, out, err = convsweep("sweep", "--data", "digits", "--workers", "4096")
+    assert (status, out) == (2, "")
+    assert "1 group(s) x 4096 worker(s) = 4096 worker(s)" in err
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_rank_show_and_list_agree_with_the_record(convsweep, finished):
+    _, out, _ = convsweep("rank", "s", "--json")
+    document = json.loads(out)
+    assert [t["number"] for t in document["trials"]] == [0, 1, 2]
+    assert [t["state"] for t in document["trials"]] == ["COMPLETE", "PRUNED", "FAIL"]
+    assert document["trials"][0]["value"] == 0.5
+    assert document["trials"][0]["config"]["model.kernel_size.1"] == 3
+    assert {"wall_seconds", "startup_seconds", "train_seconds", "overhead_seconds", "groups"} <= set(document)
+    _, out, _ = convsweep("show", "s", "2", "--json")
+    trial = json.loads(out)
+    assert trial["error"] == "ValueError: too small"
+    assert trial["epochs"][0]["val_accuracy"] == pytest.approx(0.7)
+    _, out, _ = convsweep("list", "--json")
+    counts = {"COMPLETE": 1, "PRUNED": 1, "FAIL": 1, "RUNNING": 0, "WAITING": 0}
+    assert json.loads(out) == [
+        {"name": "s", "state": "FINISHED", "data": "digits", "trials": counts, "best_value": 0.5}
+    ]
+
+
+def test_the_tables_show_the_best_trial_first_and_why_one_failed(convsweep, finished):
+    _, out, _ = convsweep("rank", "s")
+    lines = out.splitlines()
+    assert "COMPLETE" in lines[1]
+    assert "preset default" in lines[1]
+    assert "and 2 more" in convsweep("rank", "s", "--top", "1")[1]
+    assert "too small" in convsweep("show", "s", "2")[1]
+    assert "trial 0: COMPLETE" in convsweep("show", "s", "best")[1]
+    assert "FINISHED" in convsweep("list")[1]
+
+
+def test_a_trial_that_is_not_there_is_answered_with_those_that_are(convsweep, finished):
+    assert "it has trials 0 to 2" in convsweep("show", "s", "7")[2]
+    assert "a number or `best`" in convsweep("show", "s", "worst")[2].lower()
+
+
+def test_a_trial_without_weights_cannot_be_exported(convsweep, finished):
+    status, _, err = convsweep("export", "s", "--trial", "1")
+    assert status == 2
+    assert "The weights of trial 1 (PRUNED) were not kept" in err
+
+
+def test_resuming_a_finished_sweep_says_so(convsweep, finished):
+    status, _, err = convsweep("resume", "s")
+    assert status == 0
+    assert "nothing left to do" in err
+
+
+def test_train_prints_one_document_with_what_it_promises(convsweep):
+    status, out, _ = convsweep("train", "--data", "digits", "--epochs", "2", "--seed", "3", "--json", "--to", "bundle")
+    assert status == 0
+    document = json.loads(out)
+    assert {
+        "val_accuracy",
+        "test_accuracy",
+        "epochs",
+        "train_seconds",
+        "images_per_second",
+        "parameters",
+        "config",
+    } <= set(document)
+    assert document["epochs"] == len(document["history"]) == 2
+    assert document["config"]["training.seed"] == 3
+    status, out, _ = convsweep("predict", "bundle", "missing.png")
+    assert (status, out) == (2, "")
+
+
+def test_every_command_teaches(convsweep):
+    status, out, _ = convsweep("--help")
+    assert status == 0
+    for command in ("sweep", "resume", "extend", "list", "rank", "show", "train", "export", "predict", "dashboard"):
+        assert f"\n  {command} " in out
+        status, text, _ = convsweep(command, "--help")
+        assert status == 0
+        assert "Usage: convsweep " + command in text

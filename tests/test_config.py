@@ -1,0 +1,112 @@
+import json
+
+import pytest
+
+from cluster.config import KEYS, SweepConfig, make_config, parse_duration, read_sweep_file
+from cluster.space import Choice
+
+
+def config(**settings):
+    return make_config({"name": "s", "data": "digits"} | settings)
+
+
+def test_a_configuration_survives_json():
+    one = config(
+        trials=3, space={"model.kernel_size": [3, 5], "optimizer.learning_rate": {"low": 0.1, "high": 1}}, workers=2
+    )
+    assert SweepConfig.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_a_sweep_file_says_the_same_as_options(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("data: digits\nname: s\ntrials: 7\ntime-budget: 2m\nspace:\n  model.kernel_size: [3, 5]\n")
+    expected = config(trials=7, time_budget=120, space={"model.kernel_size": [3, 5]})
+    assert make_config(read_sweep_file(file)) == expected
+
+
+def test_a_time_budget_alone_leaves_the_number_of_trials_open():
+    assert config(time_budget="30m").trials is None
+    assert config(time_budget="30m", trials=4).trials == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1d", 86400), (45, 45)]
+)
+def test_durations_are_read(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"trials": 0}, "trials must be at least 1, but got 0"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"trials": "many"}, "trials must be a whole number, but got 'many'"),
+        ({"trials": True}, "trials must be a whole number"),
+        ({"time_budget": "soon"}, "such as 30m, but got 'soon'"),
+        ({"time_budget": 0}, "longer than 0"),
+        ({"name": "a/b"}, "name"),
+        ({"name": "../x"}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": ".hidden"}, "name"),
+        ({"data": "minst"}, "Did you mean 'mnist'"),
+        ({"sampler": "tpee"}, "Did you mean 'tpe'"),
+        ({"pruner": "hyperband"}, "halving, median, none"),
+        ({"preset": "mnist-2conv"}, "Did you mean 'mnist-"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"gpus_per_worker": -1}, "gpus_per_worker must be 0 or more"),
+        ({"validation_fraction": 1.5}, "between 0 and 1"),
+        ({"image_size": 2}, "4 to 1024"),
+        ({"space": {"model.kernel_sizes": 3}}, "Did you mean 'model.kernel_size'"),
+        ({"space": {"optimizer.name": ["sgd", "adamm"]}}, "Did you mean 'adam"),
+        ({"space": {"training.epochs": 4}}, "the sweep's own"),
+        ({"sampler": "grid"}, "A grid needs a list of values"),
+    ],
+)
+def test_a_mistake_is_answered_with_the_rule_and_what_was_given(settings, words):
+    with pytest.raises(ValueError, match=r".") as error:
+        config(**settings)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: [", "line 1, column 8 is not YAML"),
+        ("- 1\n- 2\n", "must hold settings"),
+        ("", "must hold settings"),
+        ("data: digits\ntrails: 4\n", "Did you mean 'trials'"),
+        ("data: digits\nspace: [1]\n", "`space` must map"),
+    ],
+)
+def test_a_malformed_sweep_file_is_named(tmp_path, text, words):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"sweep\.yaml") as error:
+        read_sweep_file(file)
+    assert words in str(error.value)
+
+
+def test_a_missing_sweep_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        read_sweep_file(tmp_path / "none.yaml")
+
+
+def test_a_mirrored_digit_is_not_searched_unless_the_user_says_so():
+    assert config().build_space().domains["augmentation.flip"] == Choice((False,))
+    mine = config(space={"augmentation.flip": [True, False]})
+    assert mine.build_space().domains["augmentation.flip"] == Choice((True, False))
+    assert config(data="cifar10").build_space().domains["augmentation.flip"] == Choice((False, True))
+
+
+def test_the_baseline_is_the_preset_of_the_data_unless_told_otherwise():
+    assert config(data="mnist").baseline == "mnist-3conv"
+    assert config(data="cifar10").baseline == "cifar-3conv"
+    assert config(data="mnist", preset="mnist-1conv").baseline == "mnist-1conv"
+    assert config(data="mnist", preset="none").baseline is None
+
+
+def test_every_setting_has_a_type():
+    from cluster.config import _TYPES
+
+    assert set(_TYPES) == set(KEYS)

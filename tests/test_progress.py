@@ -1,0 +1,83 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from cluster import progress as progress_module
+from cluster.config import make_config
+from cluster.experiments import Experiments
+from cluster.plan import Plan
+from cluster.progress import Progress
+from cluster.study import Studies
+from trainer.metrics import EpochMetrics
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    config = make_config({"name": "s", "data": "digits", "trials": 3, "epochs": 2, "preset": "none"})
+    study = Studies(Experiments(tmp_path), create=True).create(config, [])
+    study.begin_run(config, groups=1)
+    return config, study
+
+
+def display(sweep, terminal):
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=120, color_system=None)
+    return Progress(sweep[0], Plan(1, 1, 2.0, 0.0), sweep[1], console), text
+
+
+def epoch(trial, number, accuracy):
+    trial.report(EpochMetrics(number, 1.0, 1.0, accuracy, 0.1, 1234.0, 1.0), 1.0)
+
+
+def play(progress, sweep):
+    config, study = sweep
+    for accuracies, state in [((0.5, 0.8), "COMPLETE"), ((0.3, 0.2), "PRUNED"), ((), "FAIL")]:
+        trial = study.ask(config)
+        progress.started(trial)
+        for number, accuracy in enumerate(accuracies, 1):
+            epoch(trial, number, accuracy)
+            progress.reported(trial)
+        if state == "FAIL":
+            trial.fail("ValueError: too small\nTraceback ...")
+        progress.ended(trial, state)
+
+
+def test_without_a_terminal_every_trial_has_a_plain_line(sweep):
+    progress, text = display(sweep, terminal=False)
+    with progress:
+        play(progress, sweep)
+    lines = text.getvalue().splitlines()
+    assert "1 worker group(s) of 1 rank(s) with 2 CPU each" in lines[0]
+    assert lines[1].startswith("[1/3] trial 0 COMPLETE  0.8000 after 2 epochs  best 0.8000 (trial 0)")
+    assert lines[2].startswith("[2/3] trial 1 PRUNED  0.2000 after 2 epochs")
+    assert lines[3].startswith("[3/3] trial 2 FAIL after 0 epochs  ValueError: too small")
+    assert "\x1b" not in text.getvalue()
+
+
+def test_without_a_terminal_a_long_trial_is_heard_of(sweep, monkeypatch):
+    monkeypatch.setattr(progress_module, "SILENT_SECONDS", -1.0)
+    progress, text = display(sweep, terminal=False)
+    with progress:
+        play(progress, sweep)
+    assert "trial 0: epoch 1/2  0.5000" in text.getvalue()
+
+
+def test_on_a_terminal_counts_best_and_running_trials_are_on_the_screen(sweep):
+    config, study = sweep
+    progress, text = display(sweep, terminal=True)
+    play(progress, sweep)
+    running = study.ask(config)
+    progress.started(running)
+    epoch(running, 1, 0.6)
+    with progress:
+        pass
+    shown = text.getvalue()
+    assert "3/3 trials" in shown
+    assert "1 complete" in shown
+    assert "1 running" in shown
+    assert "1 pruned" in shown
+    assert "1 failed" in shown
+    assert "best 0.8000 trial 0" in shown
+    assert "1,234 images/s" in shown
+    assert "epoch 1/2" in shown

@@ -1,0 +1,170 @@
+"""The study behind Tune's interfaces, without Tune and without Ray: what is asked, told and sent to the mailbox."""
+
+import time
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from cluster.config import make_config
+from cluster.experiments import Experiments
+from cluster.search import StudyScheduler, StudySearcher, SweepStopper, Trials
+from cluster.study import Studies
+from trainer.mailbox import Report
+from trainer.metrics import EpochMetrics
+
+
+class RecordingMailbox:
+    """Stands in for the actor handle: `post.remote(...)` and `stop.remote(...)` are written down."""
+
+    def __init__(self):
+        self.posted, self.stopped = [], []
+        self.post = type("Post", (), {"remote": staticmethod(self.posted.append)})
+        self.stop = type("Stop", (), {"remote": staticmethod(self.stopped.append)})
+
+
+class RecordingWatcher:
+    def __init__(self):
+        self.events = []
+
+    def started(self, trial):
+        self.events.append(("started", trial.number))
+
+    def reported(self, trial):
+        self.events.append(("reported", trial.number))
+
+    def ended(self, trial, state):
+        self.events.append((state, trial.number))
+
+
+class TuneTrial:
+    def __init__(self, trial_id, error=None):
+        self.trial_id, self._error = trial_id, error
+
+    def get_pickled_error(self):
+        return self._error
+
+
+class Sweep:
+    def __init__(self, folder, groups=1, **settings):
+        self.config = make_config({"name": "s", "data": "digits", "trials": 4, "epochs": 4} | settings)
+        self.study = Studies(Experiments(folder), create=True).create(self.config, [])
+        self.study.begin_run(self.config, groups)
+        self.mailbox, self.watcher, self.stop_now = RecordingMailbox(), RecordingWatcher(), False
+        self.trials = Trials(
+            self.study, self.config, groups, self.mailbox, "checkpoints", lambda: self.stop_now, [self.watcher]
+        )
+        self.searcher = StudySearcher(self.trials, lambda trial: {"trial": trial.number})
+        self.scheduler = StudyScheduler(self.trials)
+
+    def report(self, tune_id, epoch=1, accuracy=0.5, error=None, begun_at=100.0, reported_at=101.0):
+        metrics = None if error else EpochMetrics(epoch, 1.0, 1.0, accuracy, 0.1, 10.0, 1.0)
+        done = error is not None or epoch == self.config.epochs
+        report = Report("group", metrics, done, begun_at, reported_at, 7, error)
+        result = {"report": report, "done": done}
+        if done:  # as Tune does
+            self.scheduler.on_trial_complete(None, TuneTrial(tune_id), result)
+            self.searcher.on_trial_complete(tune_id, result)
+            return TrialScheduler.STOP
+        return self.scheduler.on_trial_result(None, TuneTrial(tune_id), result)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return Sweep(tmp_path)
+
+
+def test_the_next_trial_is_asked_for_ahead_of_its_time(sweep):
+    assert sweep.searcher.suggest("a") == {"trial": 0}
+    assert [assignment.trial for assignment in sweep.mailbox.posted] == [0, 1]
+    for epoch in range(1, 5):
+        sweep.report("a", epoch)
+    assert sweep.searcher.suggest("b") == {"trial": 1}
+    assert [assignment.trial for assignment in sweep.mailbox.posted] == [0, 1, 2]
+
+
+def test_no_more_trials_are_asked_for_than_the_sweep_has(sweep):
+    for tune_id in "abcd":
+        assert sweep.searcher.suggest(tune_id) != Searcher.FINISHED
+    assert sweep.searcher.suggest("e") == Searcher.FINISHED
+    assert len(sweep.mailbox.posted) == 4
+
+
+def test_a_trial_that_ran_to_its_end_is_complete_with_its_best_epoch(sweep):
+    sweep.searcher.suggest("a")
+    for epoch, accuracy in enumerate((0.5, 0.9, 0.7, 0.8), 1):
+        sweep.report("a", epoch, accuracy)
+    record = sweep.study.trial(0)
+    assert (record.state, record.value, len(record.epochs)) == ("COMPLETE", 0.9, 4)
+    assert (record.parameters, record.train_seconds) == (7, 1.0)
+    assert sweep.watcher.events == [("started", 0), *[("reported", 0)] * 4, ("COMPLETE", 0)]
+
+
+def test_a_pruned_trial_is_pruned_once_and_its_group_is_told_to_stop(tmp_path):
+    sweep = Sweep(tmp_path, preset="none")
+    sweep.searcher.suggest("a")
+    for epoch in range(1, 5):
+        sweep.report("a", epoch, 0.9)
+    sweep.searcher.suggest("b")
+    assert sweep.report("b", 1, 0.1) == TrialScheduler.STOP
+    sweep.scheduler.on_trial_complete(None, TuneTrial("b"), {"report": None})  # as Tune does for a stopped trial
+    sweep.searcher.on_trial_complete("b", {})
+    assert sweep.study.trial(1).state == "PRUNED"
+    assert sweep.mailbox.stopped == [1]
+    assert sweep.watcher.events.count(("PRUNED", 1)) == 1
+
+
+def test_an_error_in_a_trial_fails_it_with_its_cause(sweep):
+    sweep.searcher.suggest("a")
+    sweep.report("a", 1)
+    sweep.report("a", error="NotFiniteError: the loss is nan")
+    record = sweep.study.trial(0)
+    assert (record.state, record.error, len(record.epochs)) == ("FAIL", "NotFiniteError: the loss is nan", 1)
+
+
+def test_a_lost_group_fails_its_trial_with_the_reason(sweep):
+    sweep.searcher.suggest("a")
+    sweep.scheduler.on_trial_error(None, TuneTrial("a", RuntimeError("node went away")))
+    sweep.searcher.on_trial_complete("a", error=True)
+    record = sweep.study.trial(0)
+    assert record.state == "FAIL"
+    assert "node went away" in record.error
+    assert sweep.mailbox.stopped == [0]
+
+
+def test_a_sweep_that_stops_leaves_its_trials_waiting(sweep):
+    sweep.searcher.suggest("a")
+    sweep.report("a", 1)
+    sweep.stop_now = True
+    assert SweepStopper(sweep.trials).stop_all()
+    assert sweep.searcher.suggest("b") == Searcher.FINISHED
+    sweep.searcher.on_trial_complete("a", {})
+    assert sweep.study.trial(0).state == "WAITING"
+    sweep.study.end_run("INTERRUPTED")
+    assert sweep.study.counts()["RUNNING"] == 0
+
+
+def test_after_the_time_budget_what_was_asked_for_still_runs_and_nothing_new(tmp_path, monkeypatch):
+    sweep = Sweep(tmp_path, trials=None, time_budget=60)
+    sweep.searcher.suggest("a")
+    later = time.time() + 61
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert sweep.searcher.suggest("b") == {"trial": 1}
+    assert sweep.searcher.suggest("c") == Searcher.FINISHED
+
+
+def test_the_time_between_trials_is_from_the_last_report_that_counted_to_the_next_begin(sweep):
+    sweep.searcher.suggest("a")
+    sweep.searcher.suggest("b")
+    sweep.searcher.suggest("c")
+    sweep.report("c", 1, begun_at=105.5, reported_at=106.0)  # Tune may see reports in another order
+    sweep.report("b", 1, begun_at=104.25, reported_at=105.0)
+    for epoch in range(1, 5):
+        sweep.report("a", epoch, begun_at=100.0, reported_at=100.0 + epoch)
+    assert sweep.study.timing().overhead_seconds == pytest.approx((0.25 + 0.5) / 2)
+
+
+def test_tune_pickles_the_searcher_without_the_study(sweep):
+    import pickle
+
+    assert b"sqlite" not in pickle.dumps(sweep.trials)

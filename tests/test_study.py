@@ -1,0 +1,185 @@
+import sqlite3
+
+import optuna
+import pytest
+
+from cluster.config import make_config
+from cluster.experiments import Experiments
+from cluster.study import Studies
+from trainer.hyperparameters import flatten, parameters
+from trainer.metrics import EpochMetrics
+from trainer.presets import PRESETS
+
+
+@pytest.fixture
+def where(tmp_path):
+    return Experiments(tmp_path / "experiments")
+
+
+def config(**settings):
+    return make_config({"name": "s", "data": "digits", "trials": 6, "epochs": 3} | settings)
+
+
+def create(where, **settings):
+    chosen = config(**settings)
+    study = Studies(where, create=True).create(chosen, ["a", "b"])
+    study.begin_run(chosen, groups=1)
+    return study, chosen
+
+
+def epoch(number, accuracy):
+    return EpochMetrics(number, 0.5, 0.6, accuracy, 0.01, 1000.0, 1.5)
+
+
+def run_trial(study, chosen, *accuracies, end="complete"):
+    trial = study.ask(chosen)
+    trial.begin(123, "group", 10.0 * trial.number)
+    for number, accuracy in enumerate(accuracies, 1):
+        trial.report(epoch(number, accuracy), number * 1.5)
+    getattr(trial, end)(*(["it broke"] if end == "fail" else []))
+    return trial
+
+
+def plain(where):
+    return optuna.load_study(study_name="s", storage=where.database)
+
+
+def test_plain_optuna_reads_the_same_states_values_and_epochs(where):
+    study, chosen = create(where)
+    run_trial(study, chosen, 0.5, 0.9, 0.8)
+    run_trial(study, chosen, 0.3, end="prune")
+    run_trial(study, chosen, end="fail")
+    study.end_run("INTERRUPTED")
+    theirs, ours = plain(where).trials, study.trials()
+    assert [t.state.name for t in theirs] == ["COMPLETE", "PRUNED", "FAIL"] == [t.state for t in ours]
+    assert [t.value for t in theirs] == [0.9, 0.3, None] == [t.value for t in ours]
+    assert [t.intermediate_values for t in theirs] == [{1: 0.5, 2: 0.9, 3: 0.8}, {1: 0.3}, {}]
+    assert [len(t.epochs) for t in ours] == [3, 1, 0]
+    assert plain(where).best_trial.number == study.best().number == 0
+
+
+def test_the_first_trial_is_the_preset(where):
+    study, chosen = create(where)
+    first, second = study.ask(chosen), study.ask(chosen)
+    expected = flatten(PRESETS["default"]) | {"training.epochs": 3}
+    assert flatten(first.config) == expected
+    assert flatten(second.config) != expected
+    assert [t.preset for t in study.trials()] == ["default", None]
+
+
+def test_the_preset_is_never_pruned(where):
+    study, chosen = create(where, pruner="median")
+    baseline = study.ask(chosen)
+    for _ in range(6):
+        run_trial(study, chosen, 0.8, 0.8, 0.8)
+    other = study.ask(chosen)
+    for trial in (baseline, other):
+        trial.report(epoch(1, 0.1), 1.0)
+        trial.report(epoch(2, 0.1), 1.0)
+    assert other.should_prune()
+    assert not baseline.should_prune()
+
+
+def test_the_ranking_has_complete_trials_first_then_pruned_then_failed(where):
+    study, chosen = create(where)
+    for accuracies, end in [
+        ((0.2,), "prune"),
+        ((0.5, 0.6), "complete"),
+        ((), "fail"),
+        ((0.9,), "prune"),
+        ((0.7,), "complete"),
+    ]:
+        run_trial(study, chosen, *accuracies, end=end)
+    assert [t.number for t in study.ranking()] == [4, 1, 3, 0, 2]
+
+
+def test_a_failed_trial_keeps_its_cause(where):
+    study, chosen = create(where)
+    run_trial(study, chosen, 0.4, end="fail")
+    assert study.trial(0).error == "it broke"
+    assert plain(where).trials[0].user_attrs["error"] == "it broke"
+
+
+def test_a_trial_left_running_waits_for_its_turn_with_its_number_and_configuration(where):
+    study, chosen = create(where, preset="none")
+    left = study.ask(chosen)
+    left.report(epoch(1, 0.4), 1.0)
+    again = Studies(where).open("s")
+    again.begin_run(chosen, groups=1)
+    assert again.trial(0).state == "WAITING"
+    taken = again.ask(chosen)
+    assert (taken.number, taken.config) == (left.number, left.config)
+    assert plain(where).trials[0].params == {
+        k: v for k, v in flatten(left.config).items() if k in plain(where).trials[0].params
+    }
+
+
+def test_nothing_runs_or_waits_after_a_finished_sweep(where):
+    study, chosen = create(where)
+    study.ask(chosen)
+    study.end_run("FINISHED")
+    assert study.counts()["RUNNING"] == study.counts()["WAITING"] == 0
+
+
+def test_a_name_is_taken_once(where):
+    create(where)
+    with pytest.raises(ValueError, match=r"convsweep resume s.*convsweep extend s.*another --name"):
+        Studies(where, create=True).create(config(), [])
+
+
+def test_an_unknown_sweep_is_answered_with_the_nearest_name(where):
+    create(where, name="digits-1")
+    with pytest.raises(ValueError, match="Did you mean 'digits-1'"):
+        Studies(where).open("digits1")
+
+
+def test_reading_creates_nothing(where):
+    assert Studies(where).names() == []
+    with pytest.raises(ValueError, match="There are no sweeps yet"):
+        Studies(where).open("s")
+    assert not where.folder.exists()
+
+
+def test_a_grid_waits_in_the_study(where):
+    fixed = {p.name: p.default[0] if p.per_block else p.default for p in parameters() if p.section != "training"}
+    study, chosen = create(where, sampler="grid", trials=3, space=fixed | {"training.batch_size": [32, 64, 128, 256]})
+    assert study.counts()["WAITING"] == 3
+    sizes = [study.ask(chosen).config.training.batch_size for _ in range(3)]
+    assert sizes == [32, 64, 128]
+
+
+def test_the_database_lets_readers_in_while_it_is_written(where):
+    create(where)
+    with sqlite3.connect(where.folder / "studies.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_study_of_somebody_else_is_left_alone(where):
+    create(where)
+    optuna.create_study(study_name="foreign", storage=where.database)
+    assert Studies(where).names() == ["s"]
+    with pytest.raises(ValueError, match="There is no sweep 'foreign'"):
+        Studies(where).open("foreign")
+    with pytest.raises(ValueError, match="another --name"):
+        Studies(where, create=True).create(config(name="foreign"), [])
+
+
+def test_a_database_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "studies.db").write_bytes(b"this is no database, but text that is long enough for its header" * 20)
+    with pytest.raises(ValueError, match="cannot be opened"):
+        Studies(Experiments(tmp_path))
+
+
+def test_timing_adds_up_the_runs_of_a_resumed_sweep(where):
+    study, chosen = create(where)
+    study.note_startup(2.0)
+    run_trial(study, chosen, 0.5)
+    study.end_run("INTERRUPTED")
+    study.begin_run(chosen, groups=2)
+    study.note_startup(3.0)
+    run_trial(study, chosen, 0.5, 0.6)
+    timing = study.timing()
+    assert timing.startup_seconds == 5.0
+    assert timing.train_seconds == 1.5 + 3.0
+    assert timing.overhead_seconds == 10.0 - 1.5
+    assert timing.groups == 2

@@ -1,0 +1,196 @@
+"""The exported model: a folder that classifies images without convsweep. Write, verify, load, predict."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.batches import ImageTensors
+from trainer.data import ImageData
+from trainer.evaluation import Scores
+from trainer.hyperparameters import TrialConfig, flatten
+from trainer.images import read_image, to_image
+from trainer.model import Classifier
+from trainer.model_card import model_card
+
+FORMAT = 1
+FILES = ("model.pt2", "weights.safetensors", "config.json", "classes.json", "metrics.json", "README.md")
+MAX_DIFFERENCE = 1e-4
+VERIFIED_IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where an exported model comes from, for its card: the sweep and its trial, or a single training."""
+
+    sweep: str | None
+    trial: int | None
+    epochs: int
+    command: str
+
+
+class Probabilities(nn.Module):
+    """What is exported: raw uint8 images `(N, C, H, W)` in, probabilities float32 `(N, classes)` out."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities of uint8 images."""
+        return cast(Tensor, self.model(images).softmax(1))
+
+
+def write_bundle(
+    folder: Path,
+    model: Classifier,
+    config: TrialConfig,
+    data: ImageData,
+    scores: Mapping[str, Scores],
+    latency: Mapping[str, float],
+    origin: Origin,
+    samples: int = 0,
+) -> float:
+    """Write the bundle of a trained model (on the CPU) to `folder`; gives the largest difference of a probability.
+
+    The written graph runs on real images against the live model, and RuntimeError is raised when they disagree: `folder` is
+    then as it was before. `samples` test images are added as pictures to try the bundle with. Raises ValueError when
+    `folder` holds something that is not a bundle.
+    """
+    if folder.exists() and not (folder.is_dir() and ((folder / "config.json").exists() or not any(folder.iterdir()))):
+        raise ValueError(f"{str(folder)!r} exists and is no bundle: choose another folder with --to.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        # An archive of weights in channels_last order loads with a warning.
+        live = Probabilities(copy.deepcopy(model).to(memory_format=torch.contiguous_format).eval())
+        _export(live, data.image_shape, temporary / "model.pt2")
+        difference = _verify(live, temporary / "model.pt2", data)
+        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        (temporary / "weights.safetensors").write_bytes(safetensors.torch.save(weights))
+        channels, height, width = data.image_shape
+        image = {"channels": channels, "height": height, "width": width}
+        _write_json(
+            temporary / "config.json",
+            {"convsweep_bundle": FORMAT, "data": data.name, "image": image, "hyperparameters": flatten(config)},
+        )
+        _write_json(temporary / "classes.json", list(data.classes))
+        metrics = {split: s.to_json() for split, s in scores.items()} | {
+            "latency_milliseconds": dict(latency),
+            "max_difference": difference,
+            "epochs": origin.epochs,
+            "sweep": origin.sweep,
+            "trial": origin.trial,
+        }
+        _write_json(temporary / "metrics.json", metrics)
+        card = model_card(model, config, data, scores, latency, origin.command)
+        (temporary / "README.md").write_text(card)
+        _write_samples(temporary / "samples", data, samples)
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(temporary, folder)  # noqa: PTH104 -- a folder, atomically
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return difference
+
+
+def _export(live: Probabilities, image_shape: tuple[int, int, int], path: Path) -> None:
+    example = torch.zeros(2, *image_shape, dtype=torch.uint8)
+    program = torch.export.export(live, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path)
+
+
+def _verify(live: Probabilities, path: Path, data: ImageData) -> float:
+    split = ImageTensors.of(data.test or data.validation, torch.device("cpu"))
+    images, _ = split.select(torch.arange(min(VERIFIED_IMAGES, len(split))))
+    written = torch.export.load(path).module()
+    with torch.inference_mode():
+        expected, got = live(images), written(images)
+        alone = written(images[:1])
+    difference: float = max((expected - got).abs().max().item(), (expected[:1] - alone).abs().max().item())
+    different_labels = int((expected.argmax(1) != got.argmax(1)).sum())
+    if not difference <= MAX_DIFFERENCE or different_labels:
+        raise RuntimeError(
+            f"The exported graph disagrees with the model on {len(images)} images: probabilities differ by up to {difference:.2g} "
+            f"(at most {MAX_DIFFERENCE:g} is allowed) and {different_labels} labels differ. No bundle was written."
+        )
+    return difference
+
+
+def _write_samples(folder: Path, data: ImageData, count: int) -> None:
+    """One picture of each class in turn, named after its label."""
+    split = data.test or data.validation
+    by_class = [split.rows[split.labels[split.rows] == label] for label in range(len(data.classes))]
+    chosen = [(label, rows[turn]) for turn in range(count) for label, rows in enumerate(by_class) if turn < len(rows)]
+    if count:
+        folder.mkdir()
+    for number, (label, row) in enumerate(chosen[:count]):
+        name = "".join(c if c.isalnum() else "-" for c in data.classes[label])
+        to_image(split.images[row]).save(folder / f"{number}-{name}.png")
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's classes with their probabilities, the likeliest first."""
+
+    path: str
+    top: tuple[tuple[str, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `predict --json` says of an image."""
+        label, probability = self.top[0]
+        return {"path": self.path, "label": label, "probability": probability, "top": [list(pair) for pair in self.top]}
+
+
+class Bundle:
+    """A bundle that was read from its folder. Raises ValueError when the folder is none."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"There is no bundle {str(folder)!r}: it is a folder that `convsweep export` writes.")
+        missing = [name for name in FILES[:5] if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"{str(folder)!r} is no bundle: it has no {missing[0]}. Bundles are written by `convsweep export`."
+            )
+        try:
+            image = json.loads((folder / "config.json").read_text())["image"]
+            self.image_shape: tuple[int, int, int] = (image["channels"], image["height"], image["width"])
+            self.classes: tuple[str, ...] = tuple(json.loads((folder / "classes.json").read_text()))
+            self._program = torch.export.load(folder / "model.pt2").module()
+        except Exception as error:  # a damaged archive makes torch raise nearly anything
+            reason = str(error).split("\n", 1)[0][:200]
+            raise ValueError(f"{str(folder)!r} is no whole bundle: {type(error).__name__}: {reason}.") from error
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities `(N, classes)` of uint8 images `(N, C, H, W)`."""
+        with torch.inference_mode():
+            return cast(NDArray[np.float32], self._program(torch.from_numpy(images)).numpy())
+
+    def predict(self, paths: Sequence[Path], top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
+        """The predictions for image files, in their order. Raises BrokenImageError for one that cannot be read."""
+        channels, height, width = self.image_shape
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            images = np.stack([read_image(path, height, width, channels) for path in batch])
+            for path, row in zip(batch, self.probabilities(images), strict=True):
+                best = row.argsort()[::-1][:top]
+                yield Prediction(str(path), tuple((self.classes[i], round(float(row[i]), 6)) for i in best))

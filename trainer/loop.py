@@ -1,0 +1,170 @@
+"""The only training loop: a generator of one `EpochMetrics` per epoch, with no framework in it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.batches import ImageTensors, steps_per_epoch
+from trainer.data import ImageData
+from trainer.hyperparameters import TrainingConfig, TrialConfig
+from trainer.metrics import EpochMetrics
+from trainer.model import Classifier, build_model
+from trainer.objective import Loss, build_loss, build_optimizers, learning_rate_factor, supports_bfloat16
+
+EVALUATION_BATCH = 1000
+_STEPS_BETWEEN_AGREEMENTS = (
+    8  # several ranks ask each other whether to stop: one small all-reduce, 0.1 ms over loopback
+)
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Logits float32 `(N, classes)` and labels `(N,)` of a split, on the CPU."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+def create_model(config: TrialConfig, data: ImageData, device: torch.device) -> Classifier:
+    """The trial's network with the weights that its seed gives, on the device."""
+    torch.manual_seed(config.training.seed)
+    return build_model(config.model, data.image_shape, len(data.classes), data.mean, data.std).to(device)
+
+
+def train(
+    model: Classifier,
+    config: TrialConfig,
+    training: ImageTensors,
+    validation: ImageTensors,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[EpochMetrics]:
+    """Train `model` in place, and yield after each epoch; ends early, without a yield, once `should_stop()` says so.
+
+    With several ranks every rank calls it with the same configuration and its own copy of the model inside an
+    initialised process group; batch size and losses are those of all ranks together. Equal seeds give equal losses, on
+    a CPU bit for bit. Raises NotFiniteError when the loss of an epoch is not finite.
+    """
+    device = training.device
+    network: nn.Module = DistributedDataParallel(model) if world_size > 1 else model
+    loss_of, optimizers = build_loss(config.loss), build_optimizers(config.optimizer, model)
+    plain_loss = build_loss(replace(config.loss, label_smoothing=0.0))
+    epochs, batch_size = config.training.epochs, min(config.training.batch_size, len(training))
+    steps = steps_per_epoch(len(training), batch_size)
+    generator = torch.Generator().manual_seed(config.training.seed)
+    torch.manual_seed(config.training.seed + 1 + rank)  # dropout differs between the ranks
+    step = 0
+    for epoch in range(1, epochs + 1):
+        started = time.perf_counter()
+        network.train()
+        total = torch.zeros((), device=device)  # stays on the device: no synchronisation inside an epoch
+        for images, labels, size in training.shuffled(batch_size, config.augmentation, generator, rank, world_size):
+            if _agree_to_stop(should_stop, step, world_size):
+                return
+            rate = config.optimizer.learning_rate * learning_rate_factor(config.schedule, step / (steps * epochs))
+            _set_learning_rate(optimizers, rate)
+            with autocast(config.training, device):
+                logits = network(images)
+            losses = loss_of(logits, labels)
+            # Gradients are averaged over the ranks; scaled so, the sum is the mean over the global batch.
+            loss = losses.sum() * (world_size / size)
+            torch.autograd.backward(loss)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            total += loss.detach()
+            step += 1
+        trained = _synchronized_clock(device)
+        _share_statistics(model, world_size)
+        val_loss, val_accuracy = score(model, validation, plain_loss, config.training, rank, world_size)
+        train_loss = _sum_over_ranks(total / (steps * world_size), world_size).item()
+        if not (torch.isfinite(torch.tensor([train_loss, val_loss])).all()):
+            raise NotFiniteError(f"The loss is not finite in epoch {epoch}: train {train_loss}, validation {val_loss}.")
+        yield EpochMetrics(
+            epoch=epoch,
+            train_loss=train_loss,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=rate,
+            images_per_second=steps * batch_size / (trained - started),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def score(
+    model: Classifier, split: ImageTensors, loss_of: Loss, config: TrainingConfig, rank: int = 0, world_size: int = 1
+) -> tuple[float, float]:
+    """Mean loss and accuracy of the model on a split, each rank scoring its part of it."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=split.device)
+    with torch.inference_mode():
+        for images, labels in split.in_order(EVALUATION_BATCH, rank, world_size):
+            with autocast(config, split.device):
+                logits = model(images)
+            sums[0] += loss_of(logits, labels).sum()
+            sums[1] += (logits.argmax(1) == labels).sum()
+    loss, correct = (_sum_over_ranks(sums, world_size) / len(split)).tolist()
+    return loss, correct
+
+
+def predict_split(model: Classifier, split: ImageTensors) -> Evaluation:
+    """The model's float32 logits for every image of the split."""
+    model.eval()
+    with torch.inference_mode():
+        parts = [(model(images).float().cpu(), labels.cpu()) for images, labels in split.in_order(EVALUATION_BATCH)]
+    return Evaluation(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+
+
+def autocast(config: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 autocast if it is asked for, or if `auto` finds the hardware for it."""
+    wanted = config.precision == "bfloat16" or (config.precision == "auto" and supports_bfloat16(device))
+    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def _set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def _agree_to_stop(should_stop: Callable[[], bool], step: int, world_size: int) -> bool:
+    """Whether to stop before this step; all ranks get the same answer, or one would wait for the others for ever."""
+    if world_size == 1:
+        return should_stop()
+    if step % _STEPS_BETWEEN_AGREEMENTS:
+        return False
+    return _sum_over_ranks(torch.tensor(float(should_stop())), world_size).item() > 0
+
+
+def _sum_over_ranks(value: Tensor, world_size: int) -> Tensor:
+    if world_size > 1:
+        value = value.cuda() if dist.get_backend() == "nccl" else value
+        dist.all_reduce(value)
+    return value
+
+
+def _share_statistics(model: nn.Module, world_size: int) -> None:
+    """Batch normalisation counts on each rank by itself: all go on with the first rank's, which are those it saves."""
+    if world_size > 1:
+        for statistics in model.buffers():
+            dist.broadcast(statistics, src=0)
+
+
+def _synchronized_clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

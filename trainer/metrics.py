@@ -1,0 +1,27 @@
+"""What an epoch gave: the only thing that every part of convsweep says about training. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What one epoch gave. Losses are means per image; `val_loss` is without label smoothing or augmentation.
+
+    `learning_rate` is that of the epoch's last step, `seconds` the wall time of training and evaluation, and
+    `images_per_second` counts the training alone, over all ranks.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; `EpochMetrics(**values)` is the way back."""
+        return asdict(self)

@@ -1,0 +1,89 @@
+"""The model card: what a reader of a bundle's README needs to use the model and to judge it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+
+import torch
+
+from trainer.data import ImageData
+from trainer.evaluation import Scores
+from trainer.hyperparameters import TrialConfig, describe
+from trainer.model import Classifier, parameter_count
+
+
+def model_card(
+    model: Classifier,
+    config: TrialConfig,
+    data: ImageData,
+    scores: Mapping[str, Scores],
+    latency: Mapping[str, float],
+    command: str,
+) -> str:
+    """The card in Markdown."""
+    channels, height, width = data.image_shape
+    colour = "RGB" if channels == 3 else "gray"
+    mode = "RGB" if channels == 3 else "L"
+    rows = "\n".join(
+        f"| {split} | {s.images:,} | {s.accuracy:.4f} | {s.macro_f1:.4f} | {s.loss:.4f} | {s.calibration_error:.4f} |"
+        for split, s in scores.items()
+    )
+    worst = _worst_classes(list(scores.values())[-1], data.classes)
+    hyperparameters = "\n".join(f"| `{name}` | {value} | {doc} |" for name, value, doc in describe(config))
+    transposed = (
+        "pixels = numpy.asarray(image)[None, None]"
+        if channels == 1
+        else "pixels = numpy.asarray(image).transpose(2, 0, 1)[None]"
+    )
+    speed = ", ".join(f"{name}: {value:.2f} ms" for name, value in latency.items())
+    return f"""# A classifier for {data.name}
+
+A convolutional network that tells {len(data.classes)} classes apart in {colour} images of {width}x{height} pixels:
+{", ".join(data.classes[:50])}{" ..." if len(data.classes) > 50 else ""}.
+
+It was found and trained by convsweep. It has {parameter_count(model):,} parameters. Latency on {platform.processor() or platform.machine()}
+({torch.get_num_threads()} threads), {speed}.
+
+## How good it is
+
+| split | images | accuracy | macro-F1 | loss | calibration error |
+|---|---|---|---|---|---|
+{rows}
+
+The weights are those of the best epoch on the validation split, which the search saw; the test split, if there is one, was
+used for this table alone. Hardest classes, by the share of their images that is recognised: {worst}.
+
+The figures hold for images like those of {data.name}. On other images the model still answers with one of its classes.
+
+## How to use it
+
+`model.pt2` takes raw images, uint8 `(N, {channels}, {height}, {width})`, 0 to 255, any N, and gives probabilities `(N, {len(data.classes)})` in the order of
+`classes.json`; the normalisation is inside.
+
+```python
+import json, numpy, torch
+from PIL import Image
+image = Image.open("image.png").convert("{mode}").resize(({width}, {height}))
+{transposed}
+probabilities = torch.export.load("model.pt2").module()(torch.tensor(pixels))[0]
+print(json.load(open("classes.json"))[probabilities.argmax()], probabilities.max().item())
+```
+
+Or `convsweep predict THIS_FOLDER IMAGE...`.
+
+## How it was trained
+
+    {command}
+
+| hyperparameter | value | meaning |
+|---|---|---|
+{hyperparameters}
+
+torch {torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}.
+"""
+
+
+def _worst_classes(scores: Scores, classes: tuple[str, ...]) -> str:
+    shares = [(row[i] / sum(row), classes[i]) for i, row in enumerate(scores.confusion) if sum(row)]
+    return ", ".join(f"{name} ({share:.1%})" for share, name in sorted(shares)[:3])

@@ -1,0 +1,91 @@
+"""What is minimised and how: losses, optimizers and learning-rate schedules, built from their configurations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from trainer.hyperparameters import LossConfig, OptimizerConfig, ScheduleConfig
+from trainer.model import Classifier
+from trainer.muon import Muon
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def build_loss(config: LossConfig) -> Loss:
+    """A function of logits `(N, classes)` and labels `(N,)` that gives the loss of each image, `(N,)`, float32."""
+
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=config.label_smoothing)
+
+    def focal(logits: Tensor, labels: Tensor) -> Tensor:
+        """-(1 - p)^gamma log p (Lin et al. 2017, arXiv:1708.02002)."""
+        log_p = F.log_softmax(logits.float(), 1).gather(1, labels[:, None])[:, 0]
+        return -((1 - log_p.exp()).clamp(min=1e-8) ** config.gamma) * log_p
+
+    def mean_squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the classes of (probability - one-hot)^2, as Keras computes it on a softmax output."""
+        return (logits.float().softmax(1) - F.one_hot(labels, logits.shape[1])).square().mean(1)
+
+    return {"cross_entropy": cross_entropy, "focal": focal, "mean_squared_error": mean_squared_error}[config.name]
+
+
+def build_optimizers(config: OptimizerConfig, model: Classifier) -> list[Optimizer]:
+    """The optimizers of a model, each of whose parameter groups has the configured peak learning rate as `lr`.
+
+    Weight decay shrinks kernels and matrices, never biases or normalisation. `muon` moves the kernels and matrices
+    before the classifier and leaves everything else to AdamW, as its author does.
+    """
+    weights = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    if config.name == "muon":
+        last = [p for p in weights if p is model.classifier.weight]
+        hidden = [p for p in weights if p is not model.classifier.weight]
+        muon = Muon(
+            hidden,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+        return [muon, AdamW(_groups(last, others, config.weight_decay), lr=config.learning_rate, fused=True)]
+    groups = _groups(weights, others, config.weight_decay)
+    lr = config.learning_rate
+    if config.name == "sgd":
+        nesterov = config.nesterov and config.momentum > 0
+        return [SGD(groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=True)]
+    if config.name == "rmsprop":
+        return [RMSprop(groups, lr=lr, alpha=0.9, eps=1e-7)]  # Keras's constants; torch's own are 0.99 and 1e-8
+    return [(Adam if config.name == "adam" else AdamW)(groups, lr=lr, fused=True)]
+
+
+def _groups(weights: Sequence[Tensor], others: Sequence[Tensor], weight_decay: float) -> list[dict[str, object]]:
+    groups: list[dict[str, object]] = [{"params": weights, "weight_decay": weight_decay}]
+    return [*groups, {"params": others, "weight_decay": 0.0}] if others else groups
+
+
+def learning_rate_factor(config: ScheduleConfig, progress: float) -> float:
+    """The share of the peak learning rate at `progress` = steps done / all steps, in [0, 1).
+
+    `one_cycle` rises linearly during the first `warmup_fraction` and falls linearly to zero.
+    """
+    if config.name == "constant":
+        return 1.0
+    if config.name == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    warmup = config.warmup_fraction
+    return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+
+
+def supports_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is done in hardware there, so that autocast is faster than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # The only question torch answers about it has a private name; without an answer float32 is the safe choice.
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(ask and ask())

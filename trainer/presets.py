@@ -1,0 +1,74 @@
+"""Named configurations: fixed points of the space, to start from and to compare with.
+
+The four recipes answer to well-known tutorials: `mnist-3conv`, `mnist-1conv` and `cifar-3conv` are the Keras ones (Adam
+0.001, valid padding, the last of three convolutions without pooling), `cifar-2conv` a PyTorch one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from trainer.domains import Value
+from trainer.hyperparameters import TrialConfig, nearest, unflatten
+
+_KERAS: dict[str, Value] = {
+    "model.padding": "valid",
+    "model.kernel_size": 3,
+    "model.batch_norm": False,
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 0.001,
+    "schedule.name": "constant",
+}
+_THREE_CONVOLUTIONS = _KERAS | {
+    "model.blocks": 3,
+    "model.filters.1": 32,
+    "model.filters.2": 64,
+    "model.filters.3": 64,
+    "model.pool_last": False,
+    "model.dense_units": 64,
+    "training.batch_size": 32,
+}
+
+PRESETS: Mapping[str, TrialConfig] = MappingProxyType(
+    {
+        "default": TrialConfig(),
+        "mnist-3conv": unflatten(_THREE_CONVOLUTIONS | {"training.epochs": 5}),
+        "mnist-1conv": unflatten(
+            _KERAS
+            | {
+                "model.blocks": 1,
+                "model.filters": 32,
+                "model.dense_units": 128,
+                "training.batch_size": 128,
+                "training.epochs": 10,
+            }
+        ),
+        "cifar-3conv": unflatten(_THREE_CONVOLUTIONS | {"training.epochs": 10}),
+        "cifar-2conv": unflatten(
+            {
+                "model.blocks": 2,
+                "model.kernel_size": 3,
+                "model.filters.1": 32,
+                "model.filters.2": 64,
+                "model.padding": "same",
+                "model.batch_norm": False,
+                "model.dense_units": 128,
+                "optimizer.name": "sgd",
+                "optimizer.learning_rate": 0.001,
+                "optimizer.momentum": 0.9,
+                "optimizer.nesterov": False,
+                "schedule.name": "constant",
+                "training.batch_size": 32,
+                "training.epochs": 10,
+            }
+        ),
+    }
+)
+
+
+def preset(name: str) -> TrialConfig:
+    """The preset called `name`; raises ValueError with the known names when there is none."""
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}.{nearest(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
+    return PRESETS[name]
