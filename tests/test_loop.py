@@ -7,10 +7,12 @@ to change them.
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import itertools
 import json
 import math
 import multiprocessing
+import os
 import socket
 import tempfile
 from collections.abc import Callable
@@ -299,6 +301,7 @@ def two_ranks(cache: Path, digits: ImageData, tmp_path_factory: pytest.TempPathF
 
 
 def _rank(rank: int, port: int, cache: str, folder: Path) -> None:
+    faulthandler.enable()
     data = load_data(DataConfig(data="digits", cache=cache))
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
@@ -327,6 +330,7 @@ def _rank(rank: int, port: int, cache: str, folder: Path) -> None:
     found["stopped"] = {"epochs": len(metrics), "weights": _sums(model)}
     (folder / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may want the interpreter's lock while it ends, and abort (pytorch/pytorch#179291)
 
 
 def _sums(model: Classifier) -> list[float]:

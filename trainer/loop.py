@@ -20,9 +20,8 @@ from trainer.model import Classifier, build_model
 from trainer.objective import Loss, build_loss, build_optimizers, learning_rate_factor, supports_bfloat16
 
 EVALUATION_BATCH = 1000
-_STEPS_BETWEEN_AGREEMENTS = (
-    8  # several ranks ask each other whether to stop: one small all-reduce, 0.1 ms over loopback
-)
+_STEPS_BETWEEN_AGREEMENTS = 8
+"""How often several ranks ask each other whether to stop: one small all-reduce, 0.1 ms over loopback."""
 
 
 class NotFiniteError(ArithmeticError):
