@@ -37,7 +37,8 @@ from cluster.options import (
     free_name,
 )
 from cluster.plan import GroupShape
-from cluster.study import Studies, SweepStudy
+from cluster.record import SweepRecord, TrialRecord
+from cluster.studies import Studies
 from trainer.data import DataConfig
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.presets import PRESETS, preset
@@ -157,7 +158,7 @@ def extend(
 def list_(experiments: Folder = DEFAULT_FOLDER, study_storage: StudyStorage = None, as_json: Json = False) -> None:
     """List the sweeps."""
     studies = Studies(Experiments(experiments, study_storage))
-    tables.show_list([studies.open(name) for name in studies.names()], as_json)
+    tables.show_list(studies.summaries(), as_json)
 
 
 @app.command()
@@ -171,7 +172,7 @@ def rank(
     """Rank a sweep's trials, the best first."""
     if top is not None and top < 1:
         raise ValueError(f"--top must be at least 1, but got {top}.")
-    tables.show_ranking(Studies(Experiments(experiments, study_storage)).open(name), top, as_json)
+    tables.show_ranking(Studies(Experiments(experiments, study_storage)).read(name), top, as_json)
 
 
 @app.command()
@@ -183,7 +184,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one trial: its configuration, its epochs, and why it failed if it did."""
-    tables.show_trial(_find_trial(Studies(Experiments(experiments, study_storage)).open(name), trial), as_json)
+    tables.show_trial(_find_trial(Studies(Experiments(experiments, study_storage)).read(name), trial), as_json)
 
 
 @app.command()
@@ -232,8 +233,9 @@ def train(
     }
     data_config = DataConfig(data=data, **{key: value for key, value in choices.items() if value is not None})
     shape = GroupShape(workers=workers or 1, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, groups=1)
-    from cluster.single import export as write
-    from cluster.single import rebuild, score_splits, train_here, train_on_group
+    from cluster.export import export as write
+    from cluster.export import rebuild, score_splits
+    from cluster.single import train_here, train_on_group
     from trainer.data import load_data
     from trainer.model import parameter_count
 
@@ -284,32 +286,23 @@ def export(
 ) -> None:
     """Export a trial's model as a bundle: a folder that classifies images without convsweep."""
     where = Experiments(experiments, study_storage, storage_path)
-    study = Studies(where).open(name)
-    record = _find_trial(study, trial)
-    from dataclasses import replace
+    sweep_record = Studies(where).read(name)
+    record = _find_trial(sweep_record, trial)
+    from cluster.export import export_trial
 
-    from cluster.single import export as write
-    from trainer.data import load_data
-
-    store = where.checkpoints(name)
-    try:
-        checkpoint = store.load(record.number)
-    except FileNotFoundError as error:
-        kept = ", ".join(map(str, store.trials())) or "none"
-        raise ValueError(
-            f"The weights of trial {record.number} ({record.state}) were not kept. Trials with weights: {kept}; "
-            "`convsweep sweep --keep-checkpoints N` keeps more."
-        ) from error
-    config = study.config
-    data_config = config.data
-    if data_root or cache:
-        data_config = replace(data_config, root=data_root or data_config.root, cache=cache or data_config.cache)
-    with tables.decoding() as on_progress:
-        images = load_data(data_config, on_progress)
     folder = to or Path("bundles") / f"{name}-{record.number}"
-    with tables.working(f"exporting trial {record.number} to {folder}"):
-        difference, scores = write(checkpoint, images, data_config, folder, name, record.number, samples)
-    tables.show_export(folder, difference, scores, as_json)
+    with tables.decoding() as on_progress, tables.working(f"exporting trial {record.number} to {folder}"):
+        exported = export_trial(
+            where,
+            sweep_record,
+            record,
+            folder,
+            data_root=data_root,
+            cache=cache,
+            samples=samples,
+            on_progress=on_progress,
+        )
+    tables.show_export(exported, as_json)
 
 
 @app.command()
@@ -334,20 +327,26 @@ def predict(
 
 @app.command()
 def dashboard(
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; one that others reach needs a login.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port on this machine.")] = 8501,
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
     experiments: Folder = DEFAULT_FOLDER,
     study_storage: StudyStorage = None,
     storage_path: StoragePath = None,
 ) -> None:
-    """Browse the sweeps in a web page, also while they run."""
+    """Browse the sweeps in a web page, also while they run.
+
+    A login is a password in CONVSWEEP_DASHBOARD_PASSWORD, or accounts as st.login takes them from .streamlit/secrets.toml.
+    """
     settings = {
         "CONVSWEEP_EXPERIMENTS": str(experiments),
         "CONVSWEEP_STUDY_STORAGE": study_storage,  # not an argument: those can be seen, and it may hold a password
         "CONVSWEEP_STORAGE_PATH": storage_path,
     }
     os.environ.update({name: value for name, value in settings.items() if value is not None})
-    options = ["--port", str(port), *([] if browser else ["--no-browser"])]
+    options = ["--host", host, "--port", str(port), *([] if browser else ["--no-browser"])]
     # The dashboard is another program, which nothing here imports, and takes the place of this process.
     os.execv(sys.executable, [sys.executable, "-m", "dashboard", *options])
 
@@ -373,17 +372,17 @@ def _fail(error: Exception, status: int) -> None:
 
 def _report(outcome: Outcome, where: Experiments, as_json: bool) -> None:
     """Say how a run ended; exit status 1 when it failed, 130 when it was interrupted."""
-    tables.show_outcome(outcome.study, outcome.state, outcome.reason, str(where.folder), as_json)
+    tables.show_outcome(outcome.sweep, outcome.state, outcome.reason, str(where.folder), as_json)
     if outcome.state != "FINISHED":
         raise typer.Exit(130 if outcome.state == "INTERRUPTED" else 1)
 
 
-def _find_trial(study: SweepStudy, trial: str) -> Any:
+def _find_trial(sweep: SweepRecord, trial: str) -> TrialRecord:
     if trial == "best":
-        return study.best()
+        return sweep.best_or_error()
     if not trial.isdigit():
         raise ValueError(f"A trial is a number or `best`, but got {trial!r}.")
-    return study.trial(int(trial))
+    return sweep.trial(int(trial))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Progress:
         self._done_before = self._done
         self._running: dict[int, RunningTrial] = {}
         self._best: tuple[float, int, str] | None = None
-        for trial in study.trials():
+        for trial in study.read().trials:
             if trial.state == "COMPLETE" and trial.value is not None:
                 self._note_best(trial.value, trial.number, in_short(trial.config))
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)

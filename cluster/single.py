@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -16,15 +14,11 @@ from cluster.connection import connect
 from cluster.experiments import Experiments
 from cluster.plan import GroupShape, make_plan
 from trainer.batches import ImageTensors
-from trainer.bundle import Origin, write_bundle
 from trainer.checkpoint import Checkpoint
 from trainer.data import DataConfig, ImageData
-from trainer.evaluation import Scores, evaluate, latency_milliseconds
-from trainer.hyperparameters import TrialConfig, flatten, unflatten
-from trainer.loop import create_model, predict_split, train
+from trainer.hyperparameters import TrialConfig
+from trainer.loop import create_model, train
 from trainer.metrics import EpochMetrics
-from trainer.model import Classifier
-from trainer.named_data import NAMES
 
 
 @dataclass
@@ -88,55 +82,3 @@ def train_on_group(
 
     training = Training(config, run())
     return training
-
-
-def rebuild(checkpoint: Checkpoint, data: ImageData) -> Classifier:
-    """The checkpoint's network on the CPU, in evaluation mode."""
-    model = create_model(checkpoint.config, data, torch.device("cpu"))
-    model.load_state_dict(checkpoint.weights)
-    return model.eval()
-
-
-def score_splits(model: Classifier, data: ImageData) -> dict[str, Scores]:
-    """The model's scores on the validation split and, where there is one, on the test split."""
-    splits = {"validation": data.validation} | ({"test": data.test} if data.test else {})
-    return {
-        name: evaluate(predict_split(model, ImageTensors.of(split, torch.device("cpu"))))
-        for name, split in splits.items()
-    }
-
-
-def export(
-    checkpoint: Checkpoint,
-    data: ImageData,
-    data_config: DataConfig,
-    folder: Path,
-    sweep: str | None = None,
-    trial: int | None = None,
-    samples: int = 0,
-) -> tuple[float, dict[str, Scores]]:
-    """Write the checkpoint's bundle; gives the largest difference between live and written model, and the scores."""
-    model = rebuild(checkpoint, data)
-    scores = score_splits(model, data)
-    one = torch.zeros(1, *data.image_shape, dtype=torch.uint8)
-    latency = {
-        "one image": latency_milliseconds(model, one),
-        "64 images": latency_milliseconds(model, one.repeat(64, 1, 1, 1)),
-    }
-    command = training_command(checkpoint.config, data_config)
-    origin = Origin(sweep=sweep, trial=trial, epochs=checkpoint.epoch, command=command)
-    return write_bundle(folder, model, checkpoint.config, data, scores, latency, origin, samples), scores
-
-
-def training_command(config: TrialConfig, data: DataConfig) -> str:
-    """The `convsweep train` that trains this configuration again on this data."""
-    plain = flatten(unflatten({"model.blocks": config.model.blocks})) | {"model.blocks": TrialConfig().model.blocks}
-    words = ["convsweep", "train", "--data", data.data if data.data in NAMES else data.name]
-    for option in ("validation_fraction", "image_size", "skip_broken"):
-        value = getattr(data, option)
-        if value != DataConfig.__dataclass_fields__[option].default:
-            words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
-    for name, value in flatten(config).items():
-        if plain.get(name) != value:
-            words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
-    return shlex.join(words)

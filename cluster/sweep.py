@@ -17,7 +17,9 @@ from cluster.connection import connect
 from cluster.experiments import Experiments
 from cluster.plan import Plan, make_plan
 from cluster.progress import Progress
-from cluster.study import RunningTrial, Studies, SweepStudy
+from cluster.record import SweepRecord
+from cluster.studies import Studies
+from cluster.study import RunningTrial, SweepStudy
 from trainer.checkpoint import CheckpointStore
 from trainer.data import OnProgress, load_data
 
@@ -30,7 +32,7 @@ HOPELESS_AFTER = 10
 class Outcome:
     """How a run ended: FINISHED, INTERRUPTED or FAILED, and for a failed one why."""
 
-    study: SweepStudy
+    sweep: SweepRecord
     state: str
     reason: str | None = None
 
@@ -41,10 +43,10 @@ def start(
     """A new sweep. Everything is checked before anything is written; raises ValueError for what cannot be run."""
     if config.name in Studies(experiments).names():
         Studies(experiments, create=True).create(config, ())  # raises: the name is taken
-    classes = load_data(config.data, on_progress).classes
+    data = load_data(config.data, on_progress)
     with connect(address) as nodes:
         plan = make_plan(config.shape, nodes, config.trials or 1_000_000)
-        study = Studies(experiments, create=True).create(config, classes)
+        study = Studies(experiments, create=True).create(config, data.classes, data.image_shape)
         return _run(study, config, plan, experiments)
 
 
@@ -53,7 +55,7 @@ def resume(name: str, experiments: Experiments, address: str | None, on_progress
     study = Studies(experiments).open(name)
     config = study.config
     if study.state == "FINISHED" or (config.trials is not None and study.finished_count() >= config.trials):
-        return Outcome(study, "FINISHED", "There is nothing left to do.")
+        return Outcome(study.read(), "FINISHED", "There is nothing left to do.")
     return _go_on(study, config, experiments, address, on_progress)
 
 
@@ -137,7 +139,7 @@ def _run(study: SweepStudy, config: SweepConfig, plan: Plan, experiments: Experi
             study.end_run(state)
             keeper.tidy(study)
             experiments.remove_group_files(config.name)
-    return Outcome(study, state, hopeless.reason)
+    return Outcome(study.read(), state, hopeless.reason)
 
 
 @contextlib.contextmanager
@@ -166,7 +168,7 @@ class _CheckpointKeeper:
     def __init__(self, store: CheckpointStore, keep: int, study: SweepStudy) -> None:
         self._store, self._keep = store, keep
         present = set(store.trials())
-        self._values = {t.number: t.value for t in study.trials() if t.number in present and t.value is not None}
+        self._values = {t.number: t.value for t in study.read().trials if t.number in present and t.value is not None}
 
     def started(self, trial: RunningTrial) -> None:
         """Nothing to do."""
@@ -187,7 +189,7 @@ class _CheckpointKeeper:
 
     def tidy(self, study: SweepStudy) -> None:
         """Once the groups are gone: a group may have saved a trial again after it was given up."""
-        waiting = {t.number for t in study.trials() if t.state == "WAITING"}
+        waiting = {t.number for t in study.read().trials if t.state == "WAITING"}
         for number in set(self._store.trials()) - set(self._values) - waiting:
             self._store.delete(number)
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cluster.study import METRIC, SweepStudy, TrialRecord
+from cluster.record import METRIC, SweepRecord, SweepSummary, TrialRecord
 from trainer.data import OnProgress
 from trainer.hyperparameters import in_short, parameter
 from trainer.metrics import EpochMetrics
 
 if TYPE_CHECKING:
+    from cluster.export import Exported
     from trainer.bundle import Prediction
-    from trainer.evaluation import Scores
 
 
 def _output() -> Console:
@@ -99,18 +98,9 @@ def show_training(result: Mapping[str, Any], as_json: bool) -> None:
         out.print(f"Exported to {result['bundle']}", soft_wrap=True)
 
 
-def show_list(sweeps: Sequence[SweepStudy], as_json: bool) -> None:
+def show_list(sweeps: Sequence[SweepSummary], as_json: bool) -> None:
     """All sweeps."""
-    rows: list[dict[str, Any]] = []
-    for study in sweeps:
-        counts = study.counts()
-        row: dict[str, Any] = {
-            "name": study.name,
-            "state": study.state,
-            "data": study.config.data.data,
-            "trials": counts,
-        }
-        rows.append(row | {"best_value": study.best().value if counts["COMPLETE"] else None})
+    rows = [sweep.to_json() for sweep in sweeps]
     if as_json:
         _print_json(rows)
         return
@@ -125,16 +115,16 @@ def show_list(sweeps: Sequence[SweepStudy], as_json: bool) -> None:
     _output().print(table)
 
 
-def show_ranking(study: SweepStudy, top: int | None, as_json: bool) -> None:
+def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
     """A sweep's trials, the best first."""
-    ranking = study.ranking()
+    ranking = sweep.trials
     if as_json:
-        head = {"sweep": study.name, "state": study.state, "metric": METRIC} | study.timing().to_json()
+        head = {"sweep": sweep.name, "state": sweep.state, "metric": METRIC} | sweep.timing.to_json()
         _print_json(head | {"trials": [t.to_json() for t in (ranking[:top] if top else ranking)]})
         return
     out = _output()
     if not ranking:
-        out.print(f"Sweep {study.name!r} has no trials yet.")
+        out.print(f"Sweep {sweep.name!r} has no trials yet.")
         return
     table = Table(
         "", "trial", "state", "accuracy", "epochs", "seconds", "parameters", "configuration", box=None, padding=(0, 1)
@@ -147,7 +137,7 @@ def show_ranking(study: SweepStudy, top: int | None, as_json: bool) -> None:
             str(trial.number),
             trial.state,
             _score(trial.value),
-            str(len(trial.epochs)),
+            str(trial.epochs_done),
             f"{trial.train_seconds:.1f}",
             parameters,
             preset + in_short(trial.config),
@@ -178,27 +168,25 @@ def show_trial(trial: TrialRecord, as_json: bool) -> None:
     out.print(epochs)
 
 
-def show_outcome(study: SweepStudy, state: str, reason: str | None, folder: str, as_json: bool) -> None:
+def show_outcome(sweep: SweepRecord, state: str, reason: str | None, folder: str, as_json: bool) -> None:
     """The end of a run: the ranking and what to do next."""
     notes = _errors()
     option = "" if folder == "experiments" else f" --experiments {folder}"
     if reason:
         notes.print(reason, markup=False, soft_wrap=True)
     if as_json:
-        show_ranking(study, None, as_json=True)
-    elif any(t.epochs for t in study.trials()):
-        show_ranking(study, None, as_json=False)
+        show_ranking(sweep, None, as_json=True)
+    elif any(t.epochs_done for t in sweep.trials):
+        show_ranking(sweep, None, as_json=False)
     if state == "INTERRUPTED":
-        notes.print(f"Interrupted. Go on with it: convsweep resume {study.name}{option}", soft_wrap=True)
+        notes.print(f"Interrupted. Go on with it: convsweep resume {sweep.name}{option}", soft_wrap=True)
     elif state == "FINISHED" and not as_json:
-        _output().print(_gain(study) + _next_steps(study.name, option), soft_wrap=True)
+        _output().print(_gain(sweep) + _next_steps(sweep.name, option), soft_wrap=True)
 
 
-def _gain(study: SweepStudy) -> str:
+def _gain(sweep: SweepRecord) -> str:
     """How much better than the preset the best trial is, and where the time went."""
-    trials, timing = study.trials(), study.timing()
-    baseline = next((t for t in trials if t.preset and t.state == "COMPLETE"), None)
-    best = study.best() if any(t.state == "COMPLETE" for t in trials) else None
+    timing, baseline, best = sweep.timing, sweep.baseline, sweep.best
     text = f"\n{timing.wall_seconds:.0f} s, of which {timing.startup_seconds:.0f} s to start {timing.groups} worker group(s)"
     text += f" and {timing.overhead_seconds:.2f} s (median) between two trials.\n"
     if best and baseline and best.value is not None and baseline.value is not None:
@@ -211,8 +199,9 @@ def _next_steps(name: str, option: str) -> str:
     return f"Export the best model: convsweep export {name}{option}\nBrowse the trials:     convsweep dashboard{option}"
 
 
-def show_export(folder: Path, difference: float, scores: Mapping[str, Scores], as_json: bool) -> None:
+def show_export(exported: Exported, as_json: bool) -> None:
     """The result of `export`."""
+    folder, difference, scores = exported.folder, exported.difference, exported.scores
     if as_json:
         accuracies = {f"{split}_accuracy": s.accuracy for split, s in scores.items()}
         _print_json(

@@ -4,32 +4,60 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from cluster.experiments import Experiments
-from dashboard import records, settings
-from dashboard.views import ranking
+from dashboard import access, parts, records, settings
+from dashboard.views import cluster, compare, export, ranking, search, sweeps, trial
 from trainer.hyperparameters import nearest
+
+# What each page is, and the function that shows it; the first is where one comes in.
+PAGES: tuple[tuple[str, str, str, Callable[[Experiments, str], None]], ...] = (
+    (
+        "Ranking",
+        "🏆",
+        "The trials, best first: sort, filter, choose columns, see what the preset has gained",
+        ranking.show,
+    ),
+    ("Sweeps", "🗂️", "Every sweep of the database: its state, its progress, its best value", sweeps.show),
+    (
+        "Search",
+        "🔎",
+        "How the search went: best so far, importances, slices, what was pruned when, the groups' time",
+        search.show,
+    ),
+    (
+        "Trial",
+        "🔬",
+        "One trial: its network, its curves, its mistakes, what its kernels and its attention look like",
+        trial.show,
+    ),
+    ("Compare", "⚖️", "Trials side by side, and sweeps over each other", compare.show),
+    ("Export", "📦", "Export a trial's model as a bundle, and try it on a picture", export.show),
+    ("Cluster", "🖥️", "The Ray cluster's nodes, and what each worker group trains now", cluster.show),
+)
 
 
 def main() -> None:
     """Show the page that the reader is on."""
     st.set_page_config(page_title="convsweep", page_icon="📊", layout="wide")
+    access.require_login()
     experiments = settings.from_environment(os.environ)
-    sweep = _choose_sweep(experiments)
-    pages = [
-        st.Page(
-            partial(ranking.show, experiments, sweep),
-            title="Ranking",
-            icon=":material/leaderboard:",
-            url_path="ranking",
-            default=True,
-        )
-    ]
+    name = _choose_sweep(experiments)
+    pages = [_page(*page, experiments, name) for page in PAGES]
     st.navigation(pages).run()
+
+
+def _page(title: str, icon: str, text: str, show: Callable[..., None], experiments: Experiments, name: str) -> Any:
+    first = title == PAGES[0][0]
+    return st.Page(
+        partial(show, experiments, name), title=title, icon=icon, help=text, url_path=title.lower(), default=first
+    )
 
 
 def _choose_sweep(experiments: Experiments) -> str:
@@ -38,28 +66,21 @@ def _choose_sweep(experiments: Experiments) -> str:
         st.info(f"There is no study database yet. {_how_to_begin(experiments)}")
         st.stop()
     try:
-        names = records.sweep_names(experiments)
+        names = [summary.name for summary in records.summaries(experiments)]
     except ValueError as error:
-        st.error(str(error))
+        st.error(parts.plain(str(error)))
         st.stop()
     if not names:
         st.info(f"The study database has no sweeps yet. {_how_to_begin(experiments)}")
         st.stop()
-    asked = st.query_params.setdefault("sweep", names[0])
-    known = asked in names
-    st.session_state["sweep"] = asked if known else None
-    st.sidebar.selectbox(
-        "Sweep",
-        names,
-        index=0 if known else None,
-        key="sweep",
-        placeholder="Choose a sweep",
-        on_change=_note_choice,
-    )
-    if not known:
-        st.info(f"There is no sweep `{asked}`.{nearest(asked, names)} Choose one on the left.")
+    asked = st.query_params.get("sweep")
+    if asked is not None and asked not in names:
+        st.info(f"There is no sweep {parts.plain(asked)}.{nearest(asked, names)} Choose one:")
+        for name in names[:10]:
+            st.link_button(name, f"?sweep={name}")
         st.stop()
-    return asked
+    chosen = st.sidebar.selectbox("Sweep", names, key="sweep", bind="query-params")
+    return chosen or names[0]
 
 
 def _how_to_begin(experiments: Experiments) -> str:
@@ -69,11 +90,6 @@ def _how_to_begin(experiments: Experiments) -> str:
     elif experiments.folder.absolute() != Path("experiments").absolute():
         command += f" --experiments {shlex.quote(str(experiments.folder))}"
     return f"Make a sweep with `{command}` and load this page again."
-
-
-def _note_choice() -> None:
-    if st.session_state["sweep"] is not None:
-        st.query_params["sweep"] = st.session_state["sweep"]
 
 
 if __name__ == "__main__":

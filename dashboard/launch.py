@@ -9,26 +9,23 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from cluster.experiments import Experiments
 from dashboard import settings
 
-ADDRESS = "127.0.0.1"
-"""This machine alone: the pages have no password."""
-
 STOP_SECONDS = 10.0
 
 
-def run(experiments: Experiments, port: int, open_browser: bool) -> int:
+def run(experiments: Experiments, host: str, port: int, open_browser: bool) -> int:
     """Serve the pages until the server ends or is interrupted; returns its exit status, 0 after Ctrl-C or SIGTERM.
 
-    Call it from the main thread. Raises OSError when the port cannot be had.
+    Call it from the main thread. The status is 2 when the server must not start like this, which it says itself.
+    Raises OSError when the address or the port cannot be had.
     """
-    _check_port(port)
+    _check_port(host, port)
     server = subprocess.Popen(
-        command(port, open_browser),
-        env=os.environ | settings.to_environment(experiments),
+        command(host, port, open_browser),
+        env=os.environ | settings.to_environment(experiments),  # with the password, if there is one
     )
     with _ended_with_us(server):
         try:
@@ -37,33 +34,17 @@ def run(experiments: Experiments, port: int, open_browser: bool) -> int:
             return 0
 
 
-def command(port: int, open_browser: bool) -> list[str]:
+def command(host: str, port: int, open_browser: bool) -> list[str]:
     """The command line that serves the pages."""
-    options = {
-        "server.address": ADDRESS,
-        "server.port": str(port),
-        "server.headless": "false" if open_browser else "true",
-        "server.showEmailPrompt": "false",
-        "server.fileWatcherType": "none",
-        "browser.gatherUsageStats": "false",
-        "client.toolbarMode": "minimal",
-    }
-    app = Path(__file__).with_name("app.py")
-    return [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        str(app),
-        *(f"--{name}={value}" for name, value in options.items()),
-    ]
+    options = ["--open-browser"] if open_browser else []
+    return [sys.executable, "-m", "dashboard.server", *options, "--", host, str(port)]
 
 
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         if os.name == "posix":  # elsewhere this option would let us share a port that is in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((ADDRESS, port))
+        probe.bind((host, port))
 
 
 @contextlib.contextmanager

@@ -1,72 +1,81 @@
-"""What the pages read: the study database is opened once and a sweep read at most once a second, for all who look on."""
+"""What the pages read: the database is opened once, and a sweep read at most once a second, for all who look on.
+
+What is derived from a sweep is kept by the sweep's `stamp`, which is another one as soon as anything has changed.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import optuna
+import pandas as pd
 import sqlalchemy
 import streamlit as st
 
-from cluster.config import SweepConfig
 from cluster.experiments import Experiments
-from cluster.study import STATES, Studies, Timing, TrialRecord
+from cluster.record import SweepRecord, SweepSummary
+from cluster.studies import Studies
+from dashboard import tables
 
 FRESH_SECONDS = 1.0
 
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep as the database had it at one moment; `trials` are best first."""
-
-    name: str
-    state: str
-    trials: tuple[TrialRecord, ...]
-    timing: Timing
-    config: SweepConfig
-
-    @property
-    def is_live(self) -> bool:
-        """Whether a process works on it, so that there will be news."""
-        return self.state == "RUNNING"
-
-    @property
-    def best(self) -> TrialRecord | None:
-        """The best trial that ran to its end."""
-        return next((t for t in self.trials if t.state == "COMPLETE"), None)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many trials there are in each state."""
-        found = Counter(t.state for t in self.trials)
-        return {state: found[state] for state in STATES}
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def sweep_names(experiments: Experiments) -> list[str]:
-    """The sweeps' names, the newest first; none when there is no database. Raises ValueError for a broken one."""
+def _readable(function: Callable[P, R]) -> Callable[P, R]:
+    """Turns what a database may raise into a ValueError with one sentence."""
+
+    @functools.wraps(function)
+    def read(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            reason = str(error.__cause__ or error).split("\n", 1)[0]
+            raise ValueError(f"The study database cannot be read: {reason}.") from error
+
+    return read
+
+
+@_readable
+def summaries(experiments: Experiments) -> list[SweepSummary]:
+    """All sweeps, the newest first; none when there is no database. Raises ValueError for a broken one."""
     if not experiments.database_exists:
         return []
-    try:
-        return _studies(experiments, _file_identity(experiments)).names()[::-1]
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise _unreadable(error) from error
+    return _summaries(experiments, _file_identity(experiments))
 
 
-def read_sweep(experiments: Experiments, name: str) -> Sweep:
+@_readable
+def read_sweep(experiments: Experiments, name: str) -> SweepRecord:
     """The sweep as it is now. Raises ValueError when it or the database cannot be read."""
-    try:
-        return _read(experiments, _file_identity(experiments), name)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise _unreadable(error) from error
+    return _read(experiments, _file_identity(experiments), name)
+
+
+@_readable
+def optuna_study(experiments: Experiments, sweep: SweepRecord, numbers: frozenset[int]) -> optuna.Study:
+    """A copy of these trials in memory, for Optuna's own plots; not to be changed: others look at it too."""
+    return _optuna_study(experiments, _file_identity(experiments), sweep, numbers)
+
+
+@_readable
+def write_note(experiments: Experiments, sweep: SweepRecord, text: str, trial: int | None = None) -> None:
+    """Write a note on the sweep or one of its trials. Raises ValueError for too long a text."""
+    _studies(experiments, _file_identity(experiments)).open(sweep.name).write_note(text, trial)
+    _read.clear()
 
 
 # The records are frozen, so that sessions can share them; st.cache_data would pickle every epoch at every reading.
-@st.cache_resource(ttl=FRESH_SECONDS, max_entries=8, show_spinner=False, hash_funcs={Experiments: repr})
-def _read(experiments: Experiments, file: tuple[int, int] | None, name: str) -> Sweep:
-    study = _studies(experiments, file).open(name)
-    return Sweep(name, study.state, tuple(study.ranking()), study.timing(), study.config)
+@st.cache_resource(ttl=FRESH_SECONDS, max_entries=16, show_spinner=False, hash_funcs={Experiments: repr})
+def _read(experiments: Experiments, file: tuple[int, int] | None, name: str) -> SweepRecord:
+    return _studies(experiments, file).read(name)
+
+
+@st.cache_resource(ttl=FRESH_SECONDS, max_entries=2, show_spinner=False, hash_funcs={Experiments: repr})
+def _summaries(experiments: Experiments, file: tuple[int, int] | None) -> list[SweepSummary]:
+    return _studies(experiments, file).summaries()[::-1]
 
 
 @st.cache_resource(max_entries=2, show_spinner=False, hash_funcs={Experiments: repr})
@@ -75,14 +84,25 @@ def _studies(experiments: Experiments, file: tuple[int, int] | None) -> Studies:
     return Studies(experiments)
 
 
+_BY_STAMP: dict[str | type[Any], Callable[[Any], Any]] = {SweepRecord: lambda sweep: sweep.stamp, Experiments: repr}
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=_BY_STAMP)
+def ranking_table(sweep: SweepRecord) -> pd.DataFrame:
+    """`tables.ranking` of all trials; not to be changed: others look at it too."""
+    return tables.ranking(sweep.trials)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=_BY_STAMP)
+def _optuna_study(
+    experiments: Experiments, file: tuple[int, int] | None, sweep: SweepRecord, numbers: frozenset[int]
+) -> optuna.Study:
+    return _studies(experiments, file).optuna_study(sweep.name, numbers.__contains__)
+
+
 def _file_identity(experiments: Experiments) -> tuple[int, int] | None:
     file = Path(experiments.database.removeprefix("sqlite:///"))
     if not experiments.database.startswith("sqlite:///") or not file.exists():
         return None
     status = file.stat()
     return status.st_dev, status.st_ino
-
-
-def _unreadable(error: Exception) -> ValueError:
-    reason = str(error.__cause__ or error).split("\n", 1)[0]
-    return ValueError(f"The study database cannot be read: {reason}.")

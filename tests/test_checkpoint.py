@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,3 +168,114 @@ def test_any_safetensors_reader_finds_the_configuration(tmp_path: Path) -> None:
         assert set(file.keys()) == set(checkpoint().weights)
         assert '"model.filters.2": 8' in file.metadata()["config"]
         assert file.metadata()["epoch"] == "3"
+
+
+# ---- analyses ----
+
+
+def test_an_analysis_is_kept_beside_its_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(12, checkpoint())
+    assert store.load_analysis(12) is None
+    assert store.save_analysis(12, b"first")
+    assert store.save_analysis(12, b"second")
+    assert store.load_analysis(12) == b"second"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["trial-00012.analysis.npz", "trial-00012.safetensors"]
+
+
+def test_an_analysis_is_no_checkpoint(store: CheckpointStore) -> None:
+    store.save(3, checkpoint())
+    assert store.save_analysis(3, b"analysis")
+    assert store.trials() == [3]
+    assert_same(store.load(3), checkpoint())
+
+
+def test_new_weights_make_the_analysis_of_the_last_ones_go(store: CheckpointStore) -> None:
+    for trial in (1, 2):
+        store.save(trial, checkpoint(epoch=1))
+        assert store.save_analysis(trial, b"of epoch 1")
+    store.save(1, checkpoint(seed=1, epoch=2))
+    assert store.load_analysis(1) is None
+    assert store.load_analysis(2) == b"of epoch 1"
+
+
+def test_an_analysis_goes_with_its_checkpoint(store: CheckpointStore) -> None:
+    for trial in (1, 2):
+        store.save(trial, checkpoint())
+        assert store.save_analysis(trial, b"analysis")
+    store.delete(1)
+    assert store.load_analysis(1) is None
+    assert store.load_analysis(2) == b"analysis"
+    assert store.trials() == [2]
+
+
+def test_no_analysis_is_kept_of_weights_that_are_gone(store: CheckpointStore) -> None:
+    assert not store.save_analysis(1, b"analysis")
+    store.save(1, checkpoint())
+    store.delete(1)
+    assert not store.save_analysis(1, b"analysis")
+    assert store.load_analysis(1) is None
+
+
+def test_no_analysis_is_kept_of_an_epoch_whose_weights_were_replaced(store: CheckpointStore) -> None:
+    store.save(1, checkpoint(epoch=4))
+    assert not store.save_analysis(1, b"of epoch 3", epoch=3)
+    assert store.load_analysis(1) is None
+    assert store.save_analysis(1, b"of epoch 4", epoch=4)
+    assert store.load_analysis(1) == b"of epoch 4"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_ones_analysis(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(5, checkpoint())
+    assert store.save_analysis(5, b"analysis")
+    shared = torch.zeros(4)
+    with pytest.raises(RuntimeError, match="share memory"):
+        store.save(5, Checkpoint({"a": shared, "b": shared}, CONFIG, 9, 0.9))
+    assert store.load_analysis(5) == b"analysis"
+
+
+# ---- kernels ----
+
+
+@pytest.mark.parametrize("options", [{}, {"model.residual": True}, {"model.convolutions": 2, "model.residual": True}])
+def test_kernels_are_the_first_convolutions_weights(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Not the image's mean, which has four dimensions too, and not the shortcut beside the convolution."""
+    config = unflatten({"model.blocks": 2, "model.filters": [4, 8], "model.kernel_size": [5, 3], **options})
+    saved = checkpoint(config=config)
+    store = CheckpointStore(str(tmp_path))
+    store.save(1, saved)
+    kernels = store.kernels(1)
+    assert kernels is not None
+    assert kernels.dtype == np.float32
+    assert kernels.shape == (4, 3, 5, 5)
+    assert np.array_equal(kernels, saved.weights["features.0.convolutions.0.weight"].numpy())
+
+
+def test_kernels_are_found_by_number_and_not_by_spelling(tmp_path: Path) -> None:
+    weights = {f"features.{i}.convolutions.0.weight": torch.full((1, 1, 3, 3), float(i)) for i in (10, 2)}
+    store = CheckpointStore(str(tmp_path))
+    store.save(1, Checkpoint(weights, CONFIG, 1, 0.5))
+    kernels = store.kernels(1)
+    assert kernels is not None
+    assert kernels[0, 0, 0, 0] == 2
+
+
+def test_a_trial_without_a_checkpoint_has_no_kernels(store: CheckpointStore) -> None:
+    assert store.kernels(1) is None
+
+
+def test_kernels_and_analyses_are_read_and_removed_without_torch(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(1, checkpoint())
+    assert store.save_analysis(1, b"analysis")
+    code = f"""
+import sys
+from trainer.checkpoint import CheckpointStore
+store = CheckpointStore({str(tmp_path)!r})
+print(store.kernels(1).shape, store.load_analysis(1), store.save_analysis(1, b"new", 3), store.delete(1), "torch" in sys.modules)
+"""
+    root = Path(__file__).resolve().parent.parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "(4, 3, 3, 3) b'analysis' True None False"
+    assert store.trials() == []

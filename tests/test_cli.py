@@ -8,7 +8,7 @@ import pytest
 from cluster import cli
 from cluster.config import make_config
 from cluster.experiments import Experiments
-from cluster.study import Studies
+from cluster.studies import Studies
 from trainer.metrics import EpochMetrics
 
 
@@ -144,7 +144,7 @@ def test_a_name_that_exists_is_refused_before_anything_starts(convsweep, finishe
     status, _, err = convsweep("sweep", "--data", "digits", "--name", "s")
     assert status == 2
     assert "convsweep resume s" in err
-    assert len(finished.trials()) == 3
+    assert len(finished.read().trials) == 3
 
 
 def test_more_workers_than_the_machine_has_are_refused_with_the_arithmetic(convsweep, tmp_path):

@@ -5,14 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,11 +17,13 @@ from streamlit.testing.v1 import AppTest
 
 from cluster.config import SweepConfig, make_config
 from cluster.experiments import Experiments
-from cluster.study import Studies, SweepStudy, TrialRecord
+from cluster.record import TrialRecord
+from cluster.studies import Studies
+from cluster.study import SweepStudy
 from dashboard import charts, launch, settings, tables
 from trainer.domains import Value
 from trainer.hyperparameters import TrialConfig, flatten, parameters
-from trainer.metrics import EpochMetrics
+from trainer.metrics import EpochMetrics, history
 
 APP = Path(launch.__file__).with_name("app.py")
 BEST_FIRST = [1, 4, 0, 5, 2, 3, 6]
@@ -43,7 +38,7 @@ def record(
     number: int, state: str, *accuracies: float, error: str | None = None, but: dict[str, Value] | None = None
 ) -> TrialRecord:
     value = max(accuracies) if accuracies and state in ("COMPLETE", "PRUNED") else None
-    epochs = tuple(epoch(i, accuracy) for i, accuracy in enumerate(accuracies, 1))
+    epochs = history([epoch(i, accuracy) for i, accuracy in enumerate(accuracies, 1)])
     return TrialRecord(number, state, value, flatten(TrialConfig()) | (but or {}), epochs, error=error)
 
 
@@ -341,7 +336,7 @@ def test_learning_curves_have_a_row_for_each_trial_epoch_and_metric() -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_missing_in_the_curves(loss: float) -> None:
-    trial = TrialRecord(0, "FAIL", None, {}, (epoch(1, 0.1, loss),))
+    trial = TrialRecord(0, "FAIL", None, {}, history([epoch(1, 0.1, loss)]))
     curves = tables.learning_curves([trial]).set_index("metric")
     assert curves["value"].isna().to_dict() == {
         "validation accuracy": False,
@@ -410,89 +405,3 @@ def test_the_progress_chart_has_points_and_the_line_of_the_best() -> None:
     line, points = charts.best_by_trial(progress).to_dict()["layer"]
     assert line["encoding"]["y"]["field"] == "best"
     assert points["encoding"]["color"]["scale"]["domain"] == ["COMPLETE", "PRUNED"]
-
-
-# ---- starting it ----
-
-
-def test_the_dashboard_is_without_ray_and_torch() -> None:
-    modules = "dashboard.tables, dashboard.charts, dashboard.launch, dashboard.records, dashboard.views.ranking"
-    check = f"import {modules}, sys; print([m for m in ('ray', 'torch') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("storage", [None, "postgresql://me:secret@db/convsweep"])
-def test_the_environment_carries_the_experiments(tmp_path: Path, storage: str | None) -> None:
-    given = Experiments(tmp_path, storage, "s3://bucket/prefix")
-    assert settings.from_environment(settings.to_environment(given)) == given
-    assert settings.from_environment({}) == Experiments(Path("experiments"))
-
-
-def test_the_server_is_for_this_machine_alone_and_reports_nothing() -> None:
-    options = launch.command(8501, open_browser=False)
-    assert "--server.address=127.0.0.1" in options
-    assert "--browser.gatherUsageStats=false" in options
-    assert "--server.headless=true" in options
-    assert "--server.headless=false" in launch.command(8501, open_browser=True)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_python_m_dashboard_serves_until_it_is_told_to_stop(experiments: Path, tmp_path: Path, number: int) -> None:
-    port = free_port()
-    with (tmp_path / "log").open("wb") as log:
-        server = start(port, experiments, log)
-        try:
-            wait_until_healthy(server, port)
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as response:
-                assert response.status == 200
-            server.send_signal(number)
-            assert server.wait(timeout=30) == 0
-        finally:
-            server.kill()
-            server.wait()
-    assert "Traceback" not in (tmp_path / "log").read_text()
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0  # the server itself is gone too
-
-
-def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = subprocess.run(command(port, tmp_path), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert f"Port {port} cannot be used: Address already in use." in done.stderr
-
-
-def test_a_port_that_is_none_is_the_users_mistake(tmp_path: Path) -> None:
-    done = subprocess.run(command(65536, tmp_path), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "a port is 1 to 65535, but got 65536" in done.stderr
-
-
-def command(port: int, experiments: Path) -> list[str]:
-    return [sys.executable, "-m", "dashboard", "--port", str(port), "--experiments", str(experiments), "--no-browser"]
-
-
-def start(port: int, experiments: Path, log: io.BufferedWriter) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command(port, experiments), stdout=log, stderr=log)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def wait_until_healthy(server: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=10) as response:
-                if response.read() == b"ok":
-                    return
-        except OSError:
-            time.sleep(0.1)
-    pytest.fail("the server does not answer")

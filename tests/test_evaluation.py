@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 
-from trainer.evaluation import evaluate, latency_milliseconds
+from trainer.evaluation import calibrate, class_scores, evaluate, latency_milliseconds
 from trainer.hyperparameters import ModelConfig
 from trainer.loop import Evaluation
 from trainer.model import build_model
@@ -99,6 +100,38 @@ def test_classes_that_do_not_occur_have_rows_and_columns_too() -> None:
     scores = evaluate(Evaluation(sure_of(4, [1, 1]), torch.tensor([1, 1])))
     assert scores.confusion == [[0] * 4, [0, 2, 0, 0], [0] * 4, [0] * 4]
     assert scores.macro_f1 == 0.25
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
+def test_the_classes_scores_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    labels, predicted = [y for y, _ in pairs], [p for _, p in pairs]
+    scores = evaluate(Evaluation(sure_of(5, predicted), torch.tensor(labels)))
+    found = class_scores(np.array(scores.confusion))
+    expected = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0.0)
+    for ours, theirs in zip((found.precision, found.recall, found.f1, found.support), expected, strict=True):
+        assert ours.tolist() == pytest.approx(theirs.tolist())
+    assert found.f1.mean() == pytest.approx(scores.macro_f1)
+
+
+def test_a_class_that_is_never_predicted_or_never_there_has_scores_of_zero() -> None:
+    """Class 1 is never predicted, class 2 has no images, class 3 neither: no warning, and no NaN."""
+    found = class_scores(np.array([[2, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
+    assert found.precision.tolist() == [2 / 3, 0, 0, 0]
+    assert found.recall.tolist() == [2 / 3, 0, 0, 0]
+    assert found.f1.tolist() == [4 / 6, 0, 0, 0]
+    assert found.support.tolist() == [3, 1, 0, 0]
+
+
+def test_calibration_bins_have_the_means_of_their_predictions() -> None:
+    confidence = np.array([0.5, 0.52, 1.0, 0.99, 0.95, 0.0], dtype=np.float32)
+    found = calibrate(confidence, np.array([True, False, True, True, False, False]))
+    assert {i: n for i, n in enumerate(found.count.tolist()) if n} == {0: 1, 7: 2, 14: 3}
+    assert found.confidence[[0, 7, 14]] == pytest.approx([0.0, 0.51, 2.94 / 3])
+    assert found.accuracy[[0, 7, 14]] == pytest.approx([0.0, 1 / 2, 2 / 3])
+    empty = found.count == 0
+    assert np.isnan(found.confidence[empty]).all()
+    assert np.isnan(found.accuracy[empty]).all()
+    assert found.error == pytest.approx((2 * 0.01 + 3 * (2.94 / 3 - 2 / 3)) / 6, abs=1e-6)
 
 
 def test_scores_are_plain_values() -> None:

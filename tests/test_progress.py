@@ -8,7 +8,7 @@ from cluster.config import make_config
 from cluster.experiments import Experiments
 from cluster.plan import Plan
 from cluster.progress import Progress
-from cluster.study import Studies
+from cluster.studies import Studies
 from trainer.metrics import EpochMetrics
 
 

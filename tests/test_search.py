@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 from cluster.config import make_config
 from cluster.experiments import Experiments
 from cluster.search import StudyScheduler, StudySearcher, SweepStopper, Trials
-from cluster.study import Studies
+from cluster.studies import Studies
 from trainer.mailbox import Report
 from trainer.metrics import EpochMetrics
 
@@ -94,7 +94,7 @@ def test_a_trial_that_ran_to_its_end_is_complete_with_its_best_epoch(sweep):
     sweep.searcher.suggest("a")
     for epoch, accuracy in enumerate((0.5, 0.9, 0.7, 0.8), 1):
         sweep.report("a", epoch, accuracy)
-    record = sweep.study.trial(0)
+    record = sweep.study.read().trial(0)
     assert (record.state, record.value, len(record.epochs)) == ("COMPLETE", 0.9, 4)
     assert (record.parameters, record.train_seconds) == (7, 1.0)
     assert sweep.watcher.events == [("started", 0), *[("reported", 0)] * 4, ("COMPLETE", 0)]
@@ -109,7 +109,7 @@ def test_a_pruned_trial_is_pruned_once_and_its_group_is_told_to_stop(tmp_path):
     assert sweep.report("b", 1, 0.1) == TrialScheduler.STOP
     sweep.scheduler.on_trial_complete(None, TuneTrial("b"), {"report": None})  # as Tune does for a stopped trial
     sweep.searcher.on_trial_complete("b", {})
-    assert sweep.study.trial(1).state == "PRUNED"
+    assert sweep.study.read().trial(1).state == "PRUNED"
     assert sweep.mailbox.stopped == [1]
     assert sweep.watcher.events.count(("PRUNED", 1)) == 1
 
@@ -118,7 +118,7 @@ def test_an_error_in_a_trial_fails_it_with_its_cause(sweep):
     sweep.searcher.suggest("a")
     sweep.report("a", 1)
     sweep.report("a", error="NotFiniteError: the loss is nan")
-    record = sweep.study.trial(0)
+    record = sweep.study.read().trial(0)
     assert (record.state, record.error, len(record.epochs)) == ("FAIL", "NotFiniteError: the loss is nan", 1)
 
 
@@ -126,7 +126,7 @@ def test_a_lost_group_fails_its_trial_with_the_reason(sweep):
     sweep.searcher.suggest("a")
     sweep.scheduler.on_trial_error(None, TuneTrial("a", RuntimeError("node went away")))
     sweep.searcher.on_trial_complete("a", error=True)
-    record = sweep.study.trial(0)
+    record = sweep.study.read().trial(0)
     assert record.state == "FAIL"
     assert "node went away" in record.error
     assert sweep.mailbox.stopped == [0]
@@ -139,7 +139,7 @@ def test_a_sweep_that_stops_leaves_its_trials_waiting(sweep):
     assert SweepStopper(sweep.trials).stop_all()
     assert sweep.searcher.suggest("b") == Searcher.FINISHED
     sweep.searcher.on_trial_complete("a", {})
-    assert sweep.study.trial(0).state == "WAITING"
+    assert sweep.study.read().trial(0).state == "WAITING"
     sweep.study.end_run("INTERRUPTED")
     assert sweep.study.counts()["RUNNING"] == 0
 
@@ -161,7 +161,7 @@ def test_the_time_between_trials_is_from_the_last_report_that_counted_to_the_nex
     sweep.report("b", 1, begun_at=104.25, reported_at=105.0)
     for epoch in range(1, 5):
         sweep.report("a", epoch, begun_at=100.0, reported_at=100.0 + epoch)
-    assert sweep.study.timing().overhead_seconds == pytest.approx((0.25 + 0.5) / 2)
+    assert sweep.study.read().timing.overhead_seconds == pytest.approx((0.25 + 0.5) / 2)
 
 
 def test_tune_pickles_the_searcher_without_the_study(sweep):

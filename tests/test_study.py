@@ -5,7 +5,7 @@ import pytest
 
 from cluster.config import make_config
 from cluster.experiments import Experiments
-from cluster.study import Studies
+from cluster.studies import Studies
 from trainer.hyperparameters import flatten, parameters
 from trainer.metrics import EpochMetrics
 from trainer.presets import PRESETS
@@ -50,12 +50,12 @@ def test_plain_optuna_reads_the_same_states_values_and_epochs(where):
     run_trial(study, chosen, 0.3, end="prune")
     run_trial(study, chosen, end="fail")
     study.end_run("INTERRUPTED")
-    theirs, ours = plain(where).trials, study.trials()
+    theirs, ours = plain(where).trials, study.read().trials
     assert [t.state.name for t in theirs] == ["COMPLETE", "PRUNED", "FAIL"] == [t.state for t in ours]
     assert [t.value for t in theirs] == [0.9, 0.3, None] == [t.value for t in ours]
     assert [t.intermediate_values for t in theirs] == [{1: 0.5, 2: 0.9, 3: 0.8}, {1: 0.3}, {}]
     assert [len(t.epochs) for t in ours] == [3, 1, 0]
-    assert plain(where).best_trial.number == study.best().number == 0
+    assert plain(where).best_trial.number == study.read().best_or_error().number == 0
 
 
 def test_the_first_trial_is_the_preset(where):
@@ -64,7 +64,7 @@ def test_the_first_trial_is_the_preset(where):
     expected = flatten(PRESETS["default"]) | {"training.epochs": 3}
     assert flatten(first.config) == expected
     assert flatten(second.config) != expected
-    assert [t.preset for t in study.trials()] == ["default", None]
+    assert [t.preset for t in study.read().trials] == ["default", None]
 
 
 def test_the_preset_is_never_pruned(where):
@@ -90,13 +90,13 @@ def test_the_ranking_has_complete_trials_first_then_pruned_then_failed(where):
         ((0.7,), "complete"),
     ]:
         run_trial(study, chosen, *accuracies, end=end)
-    assert [t.number for t in study.ranking()] == [4, 1, 3, 0, 2]
+    assert [t.number for t in study.read().trials] == [4, 1, 3, 0, 2]
 
 
 def test_a_failed_trial_keeps_its_cause(where):
     study, chosen = create(where)
     run_trial(study, chosen, 0.4, end="fail")
-    assert study.trial(0).error == "it broke"
+    assert study.read().trial(0).error == "it broke"
     assert plain(where).trials[0].user_attrs["error"] == "it broke"
 
 
@@ -106,7 +106,7 @@ def test_a_trial_left_running_waits_for_its_turn_with_its_number_and_configurati
     left.report(epoch(1, 0.4), 1.0)
     again = Studies(where).open("s")
     again.begin_run(chosen, groups=1)
-    assert again.trial(0).state == "WAITING"
+    assert again.read().trial(0).state == "WAITING"
     taken = again.ask(chosen)
     assert (taken.number, taken.config) == (left.number, left.config)
     assert plain(where).trials[0].params == {
@@ -178,7 +178,7 @@ def test_timing_adds_up_the_runs_of_a_resumed_sweep(where):
     study.begin_run(chosen, groups=2)
     study.note_startup(3.0)
     run_trial(study, chosen, 0.5, 0.6)
-    timing = study.timing()
+    timing = study.read().timing
     assert timing.startup_seconds == 5.0
     assert timing.train_seconds == 1.5 + 3.0
     assert timing.overhead_seconds == 10.0 - 1.5

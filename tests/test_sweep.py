@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from cluster.experiments import Experiments
-from cluster.study import Studies
+from cluster.studies import Studies
 
 pytestmark = pytest.mark.slow
 NARROW = ["--set", "model.filters=[8, 16]", "--set", "model.kernel_size=[3, 5]", "--set", "model.blocks=2"]
@@ -124,16 +124,16 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on(command, tmp_path):
     counts = before.counts()
     assert counts["RUNNING"] == 0
     assert counts["WAITING"] >= 1
-    done = {t.number: t for t in before.trials() if t.state == "COMPLETE"}
-    waiting = [t for t in before.trials() if t.state == "WAITING"]
+    done = {t.number: t for t in before.read().trials if t.state == "COMPLETE"}
+    waiting = [t for t in before.read().trials if t.state == "WAITING"]
 
     finish(command("resume", "s"))
     after = Studies(experiments).open("s")
     assert after.counts() == {"COMPLETE": 30, "PRUNED": 0, "FAIL": 0, "RUNNING": 0, "WAITING": 0}
     for number, trial in done.items():
-        assert after.trial(number) == trial
+        assert after.read().trial(number) == trial
     for trial in waiting:
-        assert after.trial(trial.number).config == trial.config
+        assert after.read().trial(trial.number).config == trial.config
 
 
 # A cluster that outlives the sweep; after a line on its input it says what is left there.
@@ -179,7 +179,7 @@ def test_a_trial_that_fails_says_why_and_the_group_goes_on(command, tmp_path):
         command("sweep", "--data", "digits", "--trials", 8, "--epochs", 3, "--name", "s", "--pruner", "none", *words)
     )
     study = Studies(Experiments(tmp_path / "experiments")).open("s")
-    failed = [t for t in study.trials() if t.state == "FAIL"]
+    failed = [t for t in study.read().trials if t.state == "FAIL"]
     assert failed
     assert all("not finite" in t.error for t in failed)
     assert study.counts()["COMPLETE"] == 8 - len(failed)
@@ -218,4 +218,4 @@ def test_groups_of_two_ranks_complete_and_prune(command, tmp_path):
     counts = study.counts()
     assert counts["COMPLETE"] + counts["PRUNED"] == 8
     assert counts["PRUNED"] >= 1
-    assert study.timing().groups == 1
+    assert study.read().timing.groups == 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
@@ -27,10 +31,11 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one sweep, one file per trial under `uri`.
+    """The checkpoints of one sweep, one file per trial under `uri`, and beside it the trial's analysis if it was made.
 
-    A file is safetensors; its header carries the configuration, so that a checkpoint describes itself. Files are
-    written under a temporary name and renamed.
+    A file is safetensors; its header carries the configuration, so that a checkpoint describes itself. An analysis
+    belongs to the weights that it was computed from and goes with them. Files are written under a temporary name and
+    renamed.
     """
 
     def __init__(self, uri: str) -> None:
@@ -38,7 +43,10 @@ class CheckpointStore:
         self._files, self._root = open_storage(uri)
 
     def save(self, trial: int, checkpoint: Checkpoint) -> None:
-        """Write the trial's checkpoint in place of its last one. Raises OSError when the storage cannot be written."""
+        """Write the trial's checkpoint in place of its last one, whose analysis is removed.
+
+        Raises OSError when the storage cannot be written.
+        """
         import safetensors.torch  # imports torch, which those who only list or delete do not need
 
         facts = {
@@ -51,17 +59,56 @@ class CheckpointStore:
         temporary = f"{self._root}/.{trial}.writing"
         with self._files.open_output_stream(temporary) as stream:
             stream.write(safetensors.torch.save(weights, facts))
+        self._remove(self._analysis_path(trial))  # first: a writer that is killed here leaves weights without one
         self._files.move(temporary, self._path(trial))
 
     def load(self, trial: int) -> Checkpoint:
         """The trial's checkpoint, on the CPU. Raises FileNotFoundError when there is none."""
         import safetensors.torch
 
-        with self._files.open_input_stream(self._path(trial)) as stream:
-            content = stream.read()
-        header: Mapping[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        content = self._read(self._path(trial))
+        header = _header(content)
         config = unflatten(json.loads(header["config"]))
         return Checkpoint(safetensors.torch.load(content), config, int(header["epoch"]), float(header["value"]))
+
+    def kernels(self, trial: int) -> NDArray[np.float32] | None:
+        """The weights `(F, C, k, k)` of the network's first convolution, or None when the trial has no checkpoint."""
+        import safetensors.numpy
+
+        try:
+            weights = safetensors.numpy.load(self._read(self._path(trial)))
+        except FileNotFoundError:
+            return None
+        # The image's mean and standard deviation, which lie outside the features, have four dimensions too.
+        kernels = [name for name, w in weights.items() if name.startswith("features.") and w.ndim == 4]
+        return weights[min(kernels, key=_forward_order)].astype(np.float32)
+
+    def save_analysis(self, trial: int, content: bytes, epoch: int | None = None) -> bool:
+        """Write the analysis of the trial's checkpoint, and say whether it was.
+
+        It is not when the trial's checkpoint is gone, or is that of another epoch than `epoch`: a trial that runs saves
+        better weights while the last ones are analysed. Raises OSError when the storage cannot be written.
+        """
+        try:
+            with self._files.open_input_stream(self._path(trial)) as stream:
+                length = stream.read(8)
+                present = int(_header(length + stream.read(int.from_bytes(length, "little")))["epoch"])
+        except FileNotFoundError:
+            return False
+        if epoch not in (None, present):
+            return False
+        temporary = f"{self._root}/.{trial}.{uuid.uuid4().hex}.writing"  # several may analyse one trial at a time
+        with self._files.open_output_stream(temporary) as stream:
+            stream.write(content)
+        self._files.move(temporary, self._analysis_path(trial))
+        return True
+
+    def load_analysis(self, trial: int) -> bytes | None:
+        """What `save_analysis` wrote, or None when there is none."""
+        try:
+            return self._read(self._analysis_path(trial))
+        except FileNotFoundError:
+            return None
 
     def trials(self) -> list[int]:
         """The numbers of the trials that have a checkpoint."""
@@ -70,12 +117,36 @@ class CheckpointStore:
         return sorted(int(name.removeprefix("trial-")) for name in names)
 
     def delete(self, trial: int) -> None:
-        """Remove the trial's checkpoint, if there is one."""
-        if trial in self.trials():
-            self._files.delete_file(self._path(trial))
+        """Remove the trial's checkpoint and its analysis, if there are any."""
+        self._remove(self._analysis_path(trial))
+        self._remove(self._path(trial))
 
     def _path(self, trial: int) -> str:
         return f"{self._root}/trial-{trial:05d}.safetensors"
+
+    def _analysis_path(self, trial: int) -> str:
+        return f"{self._root}/trial-{trial:05d}.analysis.npz"
+
+    def _read(self, path: str) -> bytes:
+        with self._files.open_input_stream(path) as stream:
+            content: bytes = stream.read()
+        return content
+
+    def _remove(self, path: str) -> None:
+        if self._files.get_file_info(path).type != fs.FileType.NotFound:
+            with contextlib.suppress(FileNotFoundError):  # another process removed it in between
+                self._files.delete_file(path)
+
+
+def _header(content: bytes) -> Mapping[str, Any]:
+    """What `save` wrote into the beginning of a file: safetensors puts the header's length before it."""
+    facts: Mapping[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    return facts
+
+
+def _forward_order(name: str) -> list[tuple[int, str]]:
+    """Sorts the features' weights as the forward pass uses them: `features.2.` before `features.10.`."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
 
 
 def open_storage(uri: str) -> tuple[fs.FileSystem, str]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from sklearn.metrics import confusion_matrix, f1_score
+import numpy as np
+from numpy.typing import NDArray
 
-from trainer.loop import Evaluation
-from trainer.model import Classifier
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.loop import Evaluation
+    from trainer.model import Classifier
+
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,44 @@ class Scores:
         return asdict(self)
 
 
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """Each class's scores: float64 `(classes,)`, and `support`, int64 `(classes,)`, the images of the class.
+
+    What has no value by its formula is 0: the precision of a class that was never predicted, the recall and F1 of one
+    without images.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    support: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """How often the model is right where it is how sure, in 15 equal bins of its confidence between 0 and 1.
+
+    `confidence` and `accuracy`, float64 `(15,)`, are the means over a bin's images, NaN in a bin without any; `count`,
+    int64 `(15,)`, is how many images it has.
+    """
+
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean over all images of what accuracy and confidence of their bin differ by."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float(np.average(np.where(self.count > 0, gaps, 0.0), weights=self.count))
+
+
 def evaluate(evaluation: Evaluation) -> Scores:
     """The scores of a model's logits."""
+    import torch.nn.functional as F
+    from sklearn.metrics import confusion_matrix, f1_score
+
     probabilities = evaluation.logits.softmax(1)
     confidence, predicted = probabilities.max(1)
     labels = evaluation.labels
@@ -46,19 +86,38 @@ def evaluate(evaluation: Evaluation) -> Scores:
         loss=F.cross_entropy(evaluation.logits, labels).item(),
         accuracy=(predicted == labels).double().mean().item(),
         macro_f1=float(f1_score(labels, predicted, labels=classes, average="macro", zero_division=0.0)),
-        calibration_error=_calibration_error(confidence, predicted == labels),
+        calibration_error=calibrate(confidence.numpy(), (predicted == labels).numpy()).error,
         confusion=confusion_matrix(labels, predicted, labels=classes).tolist(),
     )
 
 
-def _calibration_error(confidence: torch.Tensor, correct: torch.Tensor, bins: int = 15) -> float:
-    index = (confidence * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, (correct.double() - confidence.double()))
-    return (gap.abs().sum() / len(confidence)).item()
+def class_scores(confusion: NDArray[np.int64]) -> ClassScores:
+    """The classes' scores from the confusion matrix `(classes, classes)`: rows are true, columns predicted classes."""
+    hits, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    return ClassScores(
+        precision=hits / np.maximum(predicted, 1),  # without predictions there are no hits either
+        recall=hits / np.maximum(support, 1),
+        f1=2 * hits / np.maximum(support + predicted, 1),
+        support=support,
+    )
+
+
+def calibrate(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> Calibration:
+    """The calibration of predictions: the probability of each, `(N,)`, and whether it was right, `(N,)`."""
+    index = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    count = np.bincount(index, minlength=CALIBRATION_BINS)
+
+    def mean(values: NDArray[Any]) -> NDArray[np.float64]:
+        sums = np.bincount(index, weights=values, minlength=CALIBRATION_BINS)
+        return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
+
+    return Calibration(mean(confidence), mean(correct), count)
 
 
 def latency_milliseconds(model: Classifier, batch: torch.Tensor, repeats: int = 20) -> float:
     """The median time of one forward pass over `batch` uint8 `(N, C, H, W)`, after three to warm up."""
+    import torch
+
     model.eval()
     times = []
     with torch.inference_mode():

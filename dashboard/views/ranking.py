@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from cluster.experiments import Experiments
-from cluster.study import TrialRecord
+from cluster.record import SweepRecord, TrialRecord
 from dashboard import charts, tables
-from dashboard.records import Sweep, read_sweep
+from dashboard.parts import counted, follow, heading, plain
+from dashboard.records import ranking_table
 from dashboard.tables import Column
 
-REFRESH_SECONDS = 2.0
 SHOWN_BY_DEFAULT = 5
-_BADGES: dict[str, Literal["green", "blue", "orange", "red", "gray"]] = {
-    "FINISHED": "green",
-    "RUNNING": "blue",
-    "INTERRUPTED": "orange",
-    "FAILED": "red",
-    "NEW": "gray",
-}
 
 
 def show(experiments: Experiments, name: str) -> None:
     """The page; while the sweep runs, it follows it."""
-    live = _read(experiments, name).is_live
-    st.fragment(_content, run_every=REFRESH_SECONDS if live else None)(experiments, name, live)
+    follow(experiments, name, _content)
 
 
-def _content(experiments: Experiments, name: str, live: bool) -> None:
-    sweep = _read(experiments, name)
-    if live and not sweep.is_live:
-        st.rerun()  # the whole page, which then no longer follows
-    _heading(sweep)
+def _content(sweep: SweepRecord) -> None:
+    heading(sweep.name, sweep.state)
+    _facts(sweep)
     _headline(sweep)
     if not sweep.trials:
         st.info("The sweep has no trials yet.")
@@ -48,26 +37,15 @@ def _content(experiments: Experiments, name: str, live: bool) -> None:
     _failures(sweep)
 
 
-def _read(experiments: Experiments, name: str) -> Sweep:
-    try:
-        return read_sweep(experiments, name)
-    except ValueError as error:
-        st.error(str(error))
-        st.stop()
-
-
-def _heading(sweep: Sweep) -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.title(_plain(sweep.name), width="content")
-        st.badge(sweep.state, color=_BADGES.get(sweep.state, "gray"))
+def _facts(sweep: SweepRecord) -> None:
     config = sweep.config
     facts = (
-        _plain(config.data.name),
-        _counted(config.trials, "trial") if config.trials else f"trials for {tables.duration(config.time_budget or 0)}",
-        f"up to {_counted(config.epochs, 'epoch')}",
+        plain(config.data.name),
+        counted(config.trials, "trial") if config.trials else f"trials for {tables.duration(config.time_budget or 0)}",
+        f"up to {counted(config.epochs, 'epoch')}",
         f"sampler {config.sampler}",
         f"pruner {config.pruner}",
-        _counted(sweep.timing.groups, "worker group"),
+        counted(sweep.timing.groups, "worker group"),
     )
     st.caption(" · ".join(facts))
     if sweep.is_live and config.trials:
@@ -75,7 +53,7 @@ def _heading(sweep: Sweep) -> None:
         st.progress(min(1.0, ended / config.trials), text=f"{ended} of {config.trials} trials have ended")
 
 
-def _headline(sweep: Sweep) -> None:
+def _headline(sweep: SweepRecord) -> None:
     best, timing = sweep.best, sweep.timing
     spent = (
         f"Until the first trial began {tables.duration(timing.startup_seconds)}, between two trials "
@@ -91,10 +69,10 @@ def _headline(sweep: Sweep) -> None:
         st.metric("Wall time", tables.duration(timing.wall_seconds), help=spent, border=True)
 
 
-def _ranked_trials(sweep: Sweep) -> list[TrialRecord]:
+def _ranked_trials(sweep: SweepRecord) -> list[TrialRecord]:
     """The table of the trials; returns those whose rows are selected."""
     st.subheader("Trials, best first")
-    table = tables.ranking(sweep.trials)
+    table = ranking_table(sweep)
     with st.container(horizontal=True, vertical_alignment="center"):
         everything = st.toggle("All hyperparameters", help="Also those that are the same in all trials")
         st.download_button(
@@ -102,7 +80,7 @@ def _ranked_trials(sweep: Sweep) -> list[TrialRecord]:
             partial(tables.export, sweep.trials),
             file_name=f"{sweep.name}-trials.csv",
             mime="text/csv",
-            icon=":material/download:",
+            icon="⬇️",
             on_click="ignore",
         )
     numbers = [t.number for t in sweep.trials]
@@ -151,8 +129,8 @@ def _column_config(table: pd.DataFrame, hyperparameters: Sequence[Column]) -> di
     return found
 
 
-def _best(sweep: Sweep) -> list[TrialRecord]:
-    return [t for t in sweep.trials if t.epochs][:SHOWN_BY_DEFAULT]
+def _best(sweep: SweepRecord) -> list[TrialRecord]:
+    return [t for t in sweep.trials if t.epochs_done][:SHOWN_BY_DEFAULT]
 
 
 def _learning_curves(trials: Sequence[TrialRecord], by_choice: bool) -> None:
@@ -168,7 +146,7 @@ def _learning_curves(trials: Sequence[TrialRecord], by_choice: bool) -> None:
     right.altair_chart(charts.losses_by_epoch(curves), alt="Training and validation loss of each epoch")
 
 
-def _progress(sweep: Sweep) -> None:
+def _progress(sweep: SweepRecord) -> None:
     progress = tables.best_so_far(sweep.trials)
     if len(progress) > 1:
         st.subheader("Progress of the search")
@@ -176,21 +154,12 @@ def _progress(sweep: Sweep) -> None:
         st.altair_chart(charts.best_by_trial(progress), alt="Validation accuracy of each trial and the best so far")
 
 
-def _failures(sweep: Sweep) -> None:
+def _failures(sweep: SweepRecord) -> None:
     failures = tables.failures(sweep.trials)
     if failures:
         st.subheader("Failed trials")
     for reason, trials in failures.items():
         which = ", ".join(str(t.number) for t in trials)
-        title = f"Trial{'s' if len(trials) > 1 else ''} {which}: {_plain(reason)}"
+        title = f"Trial{'s' if len(trials) > 1 else ''} {which}: {plain(reason)}"
         with st.expander(title, expanded=len(failures) == 1):
             st.code(trials[0].error or reason, language=None, wrap_lines=True)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _plain(text: str) -> str:
-    """`text` for Streamlit's Markdown to show as it is."""
-    return re.sub(r"([^\w\s]|_)", r"\\\1", text)

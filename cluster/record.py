@@ -1,0 +1,209 @@
+"""What the database says of sweeps and trials, as frozen values. Imports neither Ray nor Optuna."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from cluster.config import SweepConfig
+from trainer.domains import Value
+from trainer.metrics import EpochMetrics
+
+METRIC = "val_accuracy"
+STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the database has it. `value` is the validation accuracy of its best epoch (of a pruned one, its last).
+
+    `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
+    and `group_began` when (seconds since 1970, by that group's clock). `id` is the database's own number of the trial; times
+    are in UTC.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    config: dict[str, Value]
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    train_seconds: float = 0.0
+    group: str | None = None
+    group_began: float | None = None
+    parameters: int | None = None
+    preset: str | None = None
+    error: str | None = None
+    begun: datetime | None = None
+    ended: datetime | None = None
+    id: int | None = None
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs it trained and validated."""
+        return len(self.history.get("epoch", ()))
+
+    @property
+    def epochs(self) -> tuple[EpochMetrics, ...]:
+        """Its epochs in their order."""
+        names = list(self.history)
+        return tuple(
+            EpochMetrics(**dict(zip(names, row, strict=True))) for row in zip(*self.history.values(), strict=True)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What `rank --json` says of a trial."""
+        return {
+            "number": self.number,
+            "state": self.state,
+            "value": self.value,
+            "epochs": self.epochs_done,
+            "train_seconds": round(self.train_seconds, 3),
+            "parameters": self.parameters,
+            "preset": self.preset,
+            "config": self.config,
+        }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a sweep's time went. `overhead_seconds` is the median time between two trials on a warm worker group."""
+
+    wall_seconds: float
+    startup_seconds: float
+    train_seconds: float
+    overhead_seconds: float
+    groups: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {name: round(value, 4) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A sweep as the database had it at one moment; `trials` are best first: complete ones by value, then pruned ones, then the rest.
+
+    `state` is NEW, RUNNING, FINISHED, INTERRUPTED or FAILED, `image_shape` (C, H, W) of every image; `runs` are the times at
+    which it ran (a resumed sweep has several), `notes` what people wrote: under None to the sweep, under a number to a trial.
+    `stamp` is this process's own number of the record.
+    """
+
+    name: str
+    state: str
+    config: SweepConfig
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int] | None
+    runs: tuple[Mapping[str, Any], ...]
+    trials: tuple[TrialRecord, ...]
+    notes: Mapping[int | None, str] = field(default_factory=dict)
+    stamp: int = field(default_factory=itertools.count().__next__, compare=False)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a process works on it, so that there will be news."""
+        return self.state == "RUNNING"
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many trials there are in each state."""
+        found = Counter(t.state for t in self.trials)
+        return {state: found[state] for state in STATES}
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best trial that ran to its end."""
+        return self.trials[0] if self.trials and self.trials[0].state == "COMPLETE" else None
+
+    @property
+    def baseline(self) -> TrialRecord | None:
+        """The preset's trial, if it ran to its end: what the others are compared with."""
+        return next((t for t in self.trials if t.preset and t.state == "COMPLETE"), None)
+
+    def trial(self, number: int) -> TrialRecord:
+        """The trial with this number; raises ValueError when there is none."""
+        found = self._by_number.get(number)
+        if found is None:
+            has = f"it has trials 0 to {len(self.trials) - 1}" if self.trials else "it has none yet"
+            raise ValueError(f"Sweep {self.name!r} has no trial {number}: {has}.")
+        return found
+
+    @cached_property
+    def _by_number(self) -> dict[int, TrialRecord]:
+        return {t.number: t for t in self.trials}
+
+    def best_or_error(self) -> TrialRecord:
+        """The best complete trial. Raises ValueError when there is none."""
+        if self.best is None:
+            counted = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
+            raise ValueError(f"Sweep {self.name!r} has no trial that ran to its end: {counted or 'it has no trials'}.")
+        return self.best
+
+    @cached_property
+    def timing(self) -> Timing:
+        """Where the time went, over all runs."""
+        waits = _waits(self.trials)
+        return Timing(
+            wall_seconds=wall_seconds(self.runs),
+            startup_seconds=sum(run.get("startup_seconds") or 0.0 for run in self.runs),
+            train_seconds=sum(t.train_seconds for t in self.trials),
+            overhead_seconds=statistics.median(waits) if waits else 0.0,
+            groups=self.runs[-1]["groups"] if self.runs else 0,
+        )
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """What a list of sweeps says of one. `trials` is how many it shall have, None when only its time is limited."""
+
+    name: str
+    state: str
+    data: str
+    trials: int | None
+    counts: Mapping[str, int]
+    best_value: float | None
+    begun: datetime | None
+    wall_seconds: float
+    groups: int
+
+    def to_json(self) -> dict[str, Any]:
+        """What `list --json` says of a sweep."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "data": self.data,
+            "trials": dict(self.counts),
+            "best_value": self.best_value,
+        }
+
+
+def rank(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """The trials, best first: complete ones by value, then pruned ones by value, then the rest by number."""
+    order = {state: place for place, state in enumerate(STATES)}
+    return tuple(
+        sorted(trials, key=lambda t: (order[t.state], -(t.value if t.value is not None else -math.inf), t.number))
+    )
+
+
+def wall_seconds(runs: Sequence[Mapping[str, Any]]) -> float:
+    """How long the runs took; the last one may still be at it."""
+    return sum(float((run.get("ended") or time.time()) - run["begun"]) for run in runs)
+
+
+def _waits(trials: Sequence[TrialRecord]) -> list[float]:
+    """For each trial but a group's first: the seconds from the group's last report that counted to its beginning.
+
+    What a group still did for a trial that was already given up is thus waiting time.
+    """
+    begun = [
+        (t.group, t.group_began, t.train_seconds) for t in trials if t.group is not None and t.group_began is not None
+    ]
+    pairs = itertools.pairwise(sorted(begun))
+    return [after[1] - (before[1] + before[2]) for before, after in pairs if before[0] == after[0]]

@@ -1,0 +1,86 @@
+"""What several pages show: a sweep's heading, the choice of a trial, text that is shown as it is, and following a live sweep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import streamlit as st
+
+from cluster.experiments import Experiments
+from cluster.record import SweepRecord, TrialRecord
+from dashboard import tables
+from dashboard.records import read_sweep
+
+REFRESH_SECONDS = 2.0
+_BADGES: dict[str, Literal["green", "blue", "orange", "red", "gray"]] = {
+    "FINISHED": "green",
+    "COMPLETE": "green",
+    "RUNNING": "blue",
+    "INTERRUPTED": "orange",
+    "PRUNED": "orange",
+    "FAILED": "red",
+    "FAIL": "red",
+    "NEW": "gray",
+    "WAITING": "gray",
+}
+
+
+def read_or_stop(experiments: Experiments, name: str) -> SweepRecord:
+    """The sweep as it is now; what goes wrong is shown instead of the page."""
+    try:
+        return read_sweep(experiments, name)
+    except ValueError as error:
+        st.error(plain(str(error)))
+        st.stop()
+
+
+def follow(experiments: Experiments, name: str, content: Callable[[SweepRecord], None]) -> None:
+    """Show `content` of the sweep, again and again while it runs."""
+    live = read_or_stop(experiments, name).is_live
+
+    def show() -> None:
+        sweep = read_or_stop(experiments, name)
+        if live and not sweep.is_live:
+            st.rerun()  # the whole page, which then no longer follows
+        content(sweep)
+
+    st.fragment(show, run_every=REFRESH_SECONDS if live else None)()
+
+
+def heading(title: str, state: str) -> None:
+    """A title with its state beside it."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.title(plain(title), width="content")
+        st.badge(state, color=_BADGES.get(state, "gray"))
+
+
+def choose_trial(sweep: SweepRecord, label: str = "Trial") -> TrialRecord:
+    """A box with the sweep's trials, best first, kept in the address as `trial`. The sweep must have trials."""
+    numbers = [t.number for t in sweep.trials]
+    number = st.selectbox(
+        label,
+        numbers,
+        key="trial",
+        bind="query-params",
+        format_func=lambda number: describe(sweep.trial(number)),
+    )
+    return sweep.trial(number if number is not None else numbers[0])
+
+
+def describe(trial: TrialRecord) -> str:
+    """A trial in a few words, for a list to choose from."""
+    score = f" · {trial.value:.4f}" if trial.value is not None else ""
+    preset = f" · {trial.preset}" if trial.preset else ""
+    return f"{tables.trial_name(trial.number)}{score} · {trial.state}{preset}"
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 trial', '2 trials'."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def plain(text: str) -> str:
+    """`text` for Streamlit's Markdown to show as it is."""
+    return re.sub(r"([^\w\s]|_)", r"\\\1", text)
