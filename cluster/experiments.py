@@ -45,6 +45,10 @@ class Experiments:
         """A sweep's checkpoints."""
         return CheckpointStore(self.checkpoints_uri(sweep))
 
+    def bundle(self, sweep: str, trial: int) -> Path:
+        """Where the dashboard exports a trial to: always on this machine."""
+        return self.folder.absolute() / sweep / "bundles" / f"trial-{trial:05d}"
+
     def remove_group_files(self, sweep: str) -> None:
         """Remove what Ray Train wrote for the sweep's worker groups."""
         _delete_folder(self.groups_uri(sweep))

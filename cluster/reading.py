@@ -123,6 +123,7 @@ def _record(
         parameters=found.get("parameters"),
         preset=found.get("preset"),
         error=found.get("error"),
+        log=found.get("log"),
         begun=begun and begun.replace(tzinfo=UTC),
         ended=ended and ended.replace(tzinfo=UTC),
         id=trial_id,
@@ -186,6 +187,26 @@ def _summary(
         wall_seconds=wall_seconds(runs),
         groups=runs[-1]["groups"] if runs else 0,
     )
+
+
+def foreign_studies(engine: sql.Engine) -> list[str]:
+    """The names of the studies that are no sweeps, but those of other programs; the newest last."""
+    sweeps = sql.select(_StudyAttribute.study_id).where(_StudyAttribute.key == "config")
+    others = sql.select(_Study.study_name).where(_Study.study_id.not_in(sweeps)).order_by(_Study.study_id)
+    with engine.connect() as connection:
+        return list(connection.execute(others).scalars())
+
+
+def study_notes(engine: sql.Engine) -> dict[str, str]:
+    """The notes on whole studies, by the study's name."""
+    attribute = _StudySystemAttribute
+    notes = attribute.key.startswith("dashboard:note_str:", autoescape=True)
+    query = sql.select(_Study.study_name, attribute.key, attribute.value_json).where(notes)
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    with engine.connect() as connection:
+        for name, key, text in connection.execute(query.join(attribute, attribute.study_id == _Study.study_id)):
+            found[name][key] = _parse(text)
+    return {name: note for name, system in found.items() if (note := read_note(system, None))}
 
 
 def optuna_study(engine: sql.Engine, name: str, keep: Callable[[int], bool] = lambda number: True) -> optuna.Study:

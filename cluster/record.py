@@ -26,8 +26,8 @@ class TrialRecord:
     """One trial as the database has it. `value` is the validation accuracy of its best epoch (of a pruned one, its last).
 
     `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
-    and `group_began` when (seconds since 1970, by that group's clock). `id` is the database's own number of the trial; times
-    are in UTC.
+    and `group_began` when (seconds since 1970, by that group's clock). `log` is the file (host:path) that has more about its
+    error, `id` the database's own number of the trial. Times are in UTC.
     """
 
     number: int
@@ -41,6 +41,7 @@ class TrialRecord:
     parameters: int | None = None
     preset: str | None = None
     error: str | None = None
+    log: str | None = None
     begun: datetime | None = None
     ended: datetime | None = None
     id: int | None = None

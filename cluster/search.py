@@ -112,7 +112,7 @@ class Trials:
             trial.report(report.metrics, report.reported_at - report.begun_at)
             self._tell(lambda watcher: watcher.reported(trial))
         if report.error is not None:
-            self._end(tune_id, "FAIL", lambda: trial.fail(str(report.error)))
+            self._end(tune_id, "FAIL", lambda: trial.fail(str(report.error), report.log))
         elif report.done:
             self._end(tune_id, "COMPLETE", trial.complete)
         elif trial.should_prune():

@@ -42,6 +42,14 @@ class Studies:
         """The sweeps' names, the newest last."""
         return [summary.name for summary in self.summaries()]
 
+    def foreign(self) -> list[str]:
+        """The names of the studies that are no sweeps, but those of other programs; the newest last."""
+        return [] if self._rdb is None else reading.foreign_studies(self._rdb.engine)
+
+    def notes(self) -> dict[str, str]:
+        """The notes on whole sweeps, by the sweep's name."""
+        return {} if self._rdb is None else reading.study_notes(self._rdb.engine)
+
     def read(self, name: str) -> SweepRecord:
         """The sweep as it is now; raises ValueError, with the nearest name, when there is none."""
         if name not in self._readers:

@@ -171,9 +171,11 @@ class RunningTrial:
         """It was stopped for its score."""
         self._study.tell(self._trial, state=TrialState.PRUNED)
 
-    def fail(self, error: str) -> None:
-        """It could not go on, and why."""
+    def fail(self, error: str, log: str | None = None) -> None:
+        """It could not go on, why, and the file (host:path) that has more about it."""
         self.error = error
+        if log is not None:
+            self._trial.set_user_attr("log", log)
         self._trial.set_user_attr("error", error)
         self._study.tell(self._trial, state=TrialState.FAIL)
 

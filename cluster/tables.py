@@ -150,13 +150,17 @@ def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
 def show_trial(trial: TrialRecord, as_json: bool) -> None:
     """One trial with its epochs."""
     if as_json:
-        _print_json(trial.to_json() | {"epochs": [e.to_json() for e in trial.epochs], "error": trial.error})
+        _print_json(
+            trial.to_json() | {"epochs": [e.to_json() for e in trial.epochs], "error": trial.error, "log": trial.log}
+        )
         return
     out = _output()
     preset = f", preset {trial.preset}" if trial.preset else ""
     out.print(f"trial {trial.number}: {trial.state}, {METRIC} {_score(trial.value) or '-'}{preset}")
     if trial.error:
         out.print(trial.error, style="red", markup=False)
+    if trial.log:
+        out.print(f"Log: {trial.log}", markup=False, soft_wrap=True)
     table = Table("hyperparameter", "value", "meaning", box=None)
     for name, value in trial.config.items():
         table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value), parameter(name).doc)

@@ -60,7 +60,7 @@ class Sweep:
     def report(self, tune_id, epoch=1, accuracy=0.5, error=None, begun_at=100.0, reported_at=101.0):
         metrics = None if error else EpochMetrics(epoch, 1.0, 1.0, accuracy, 0.1, 10.0, 1.0)
         done = error is not None or epoch == self.config.epochs
-        report = Report("group", metrics, done, begun_at, reported_at, 7, error)
+        report = Report("group", metrics, done, begun_at, reported_at, 7, error, "host:/a.err" if error else None)
         result = {"report": report, "done": done}
         if done:  # as Tune does
             self.scheduler.on_trial_complete(None, TuneTrial(tune_id), result)
@@ -120,6 +120,7 @@ def test_an_error_in_a_trial_fails_it_with_its_cause(sweep):
     sweep.report("a", error="NotFiniteError: the loss is nan")
     record = sweep.study.read().trial(0)
     assert (record.state, record.error, len(record.epochs)) == ("FAIL", "NotFiniteError: the loss is nan", 1)
+    assert record.log == "host:/a.err"
 
 
 def test_a_lost_group_fails_its_trial_with_the_reason(sweep):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
@@ -182,6 +183,7 @@ def test_a_trial_that_fails_says_why_and_the_group_goes_on(command, tmp_path):
     failed = [t for t in study.read().trials if t.state == "FAIL"]
     assert failed
     assert all("not finite" in t.error for t in failed)
+    assert all(Path(t.log.split(":", 1)[1]).is_file() for t in failed)
     assert study.counts()["COMPLETE"] == 8 - len(failed)
 
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -22,7 +22,7 @@ from trainer.batches import ImageTensors
 from trainer.data import ImageData
 from trainer.evaluation import Scores
 from trainer.hyperparameters import TrialConfig, flatten
-from trainer.images import read_image, to_image
+from trainer.images import name_of, read_image, to_image
 from trainer.model import Classifier
 from trainer.model_card import model_card
 
@@ -149,7 +149,7 @@ def _write_json(path: Path, content: object) -> None:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's classes with their probabilities, the likeliest first."""
+    """One image's classes with their probabilities, the likeliest first. `path` is the name of an open file."""
 
     path: str
     top: tuple[tuple[str, float], ...]
@@ -185,12 +185,17 @@ class Bundle:
         with torch.inference_mode():
             return cast(NDArray[np.float32], self._program(torch.from_numpy(images)).numpy())
 
-    def predict(self, paths: Sequence[Path], top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-        """The predictions for image files, in their order. Raises BrokenImageError for one that cannot be read."""
+    def predict(
+        self, sources: Sequence[Path | IO[bytes]], top: int = 5, batch_size: int = 64
+    ) -> Iterator[Prediction]:
+        """The predictions for image files, or open files of a stranger, in their order: `read_image` says which may be read.
+
+        Raises BrokenImageError for one that cannot be read.
+        """
         channels, height, width = self.image_shape
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            images = np.stack([read_image(path, height, width, channels) for path in batch])
-            for path, row in zip(batch, self.probabilities(images), strict=True):
+        for start in range(0, len(sources), batch_size):
+            batch = sources[start : start + batch_size]
+            images = np.stack([read_image(source, height, width, channels) for source in batch])
+            for source, row in zip(batch, self.probabilities(images), strict=True):
                 best = row.argsort()[::-1][:top]
-                yield Prediction(str(path), tuple((self.classes[i], round(float(row[i]), 6)) for i in best))
+                yield Prediction(name_of(source), tuple((self.classes[i], round(float(row[i]), 6)) for i in best))

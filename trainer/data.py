@@ -125,6 +125,12 @@ def load_data(config: DataConfig, on_progress: OnProgress | None = None) -> Imag
     return _open(config, folder)
 
 
+def needs_download(config: DataConfig) -> bool:
+    """Whether `load_data` would download the images: those of a named data set that is neither under its root nor in the cache."""
+    cache = Path(config.cache) if config.cache else default_cache()
+    return config.data in named_data.NAMES and not named_data.is_here(config.data, config.root, cache)
+
+
 def _decode(source: named_data.NamedSource | folders.FolderSource, folder: Path, on_progress: OnProgress) -> None:
     """Decode into a temporary folder beside `folder` and rename it: `folder` is whole or not there."""
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))

@@ -12,12 +12,24 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 GRAYSCALE_MODES = frozenset({"1", "L", "I;16", "I;16B", "I;16L", "I"})
+UPLOAD_FORMATS = {
+    "PNG": ("png",),
+    "JPEG": ("jpg", "jpeg"),
+    "WEBP": ("webp",),
+    "BMP": ("bmp",),
+    "GIF": ("gif",),
+    "TIFF": ("tif", "tiff"),
+}
+"""Pillow's names, and the files' endings, of what is read from a stranger: others, such as EPS, start programs."""
 
+MAX_UPLOAD_PIXELS = 50_000_000
+"""Of an image from a stranger; 150 MB in memory. A file of 10 MB can hold much more."""
 
 # What Pillow's many readers raise for damaged files.
 _DAMAGE = (
     OSError,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # where warnings are errors
     ArithmeticError,
     EOFError,
     LookupError,
@@ -46,10 +58,14 @@ def read_image(source: Path | IO[bytes], height: int, width: int, channels: int)
     """The image as uint8 `(channels, height, width)`, 1 channel (gray) or 3 (RGB). Raises BrokenImageError.
 
     It is turned as its EXIF data say, laid on white where it is transparent, cut to the aspect ratio about its centre
-    and resized (bilinear, with antialiasing). 16-bit values are divided by 256.
+    and resized (bilinear, with antialiasing). 16-bit values are divided by 256. An open file counts as a stranger's: its
+    format must be among `UPLOAD_FORMATS`, and it may have at most `MAX_UPLOAD_PIXELS`.
     """
+    trusted = isinstance(source, Path)
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=None if trusted else tuple(UPLOAD_FORMATS)) as image:
+            if not trusted:
+                _check_size(image.size)
             return to_array(image, height, width, channels)
     except _DAMAGE as error:
         raise _broken(source, error) from error
@@ -76,8 +92,22 @@ def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
+def name_of(source: Path | IO[bytes]) -> str:
+    """What to call the image: its path, or the name that an open file has."""
+    return str(source) if isinstance(source, Path) else str(getattr(source, "name", "the image"))
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_UPLOAD_PIXELS:
+        raise ValueError(f"it has {width}x{height} pixels, but at most {MAX_UPLOAD_PIXELS:,} are allowed: make it smaller")
+
+
 def _broken(source: Path | IO[bytes], error: Exception) -> BrokenImageError:
+    name = name_of(source)
     if isinstance(error, FileNotFoundError):
-        return BrokenImageError(f"There is no image {str(source)!r}.")
-    reason = "no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
-    return BrokenImageError(f"{str(source)!r} cannot be read as an image: {reason}.")
+        return BrokenImageError(f"There is no image {name!r}.")
+    if isinstance(error, UnidentifiedImageError):
+        kinds = "" if isinstance(source, Path) else f"; it may be {', '.join(UPLOAD_FORMATS)}"
+        return BrokenImageError(f"{name!r} cannot be read as an image: no image format that is known{kinds}.")
+    return BrokenImageError(f"{name!r} cannot be read as an image: {str(error).rstrip('.')}.")

@@ -32,7 +32,7 @@ class Report:
     """What a group says after an epoch, or instead of one: `error` is why the trial cannot go on.
 
     `begun_at` and `reported_at` are times of day (seconds since 1970) by the clock of the group's first rank: when it took
-    the trial and when it said this. `done` marks the trial's last report.
+    the trial and when it said this. `done` marks the trial's last report. `log` is where more about an error is, host:path.
     """
 
     group: str
@@ -42,6 +42,7 @@ class Report:
     reported_at: float
     parameters: int
     error: str | None = None
+    log: str | None = None
 
 
 class Mailbox:

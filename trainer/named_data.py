@@ -137,6 +137,12 @@ def find(name: str, root: str | None, cache: Path, image_size: int | None) -> Na
     return NamedSource(name, downloads, image_size)
 
 
+def is_here(name: str, root: str | None, cache: Path) -> bool:
+    """Whether `find` has the data set's files without a download."""
+    places = [cache / "torchvision"] + ([Path(root)] if root else [])
+    return NAMES[name].torchvision_class is None or any(_files(name, place) for place in places)
+
+
 def _files(name: str, root: Path) -> list[Path]:
     path = NAMES[name].path
     found = root.glob(path) if "*" in path else (root / path).glob("*")

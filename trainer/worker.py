@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import socket
 import threading
 import time
 import traceback
@@ -64,6 +66,14 @@ def _device(world_size: int) -> torch.device:
 
         return get_device()
     return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+
+
+def _log_file() -> str | None:
+    """The file that Ray has made of this process's standard error, as host:path; None where the system does not say."""
+    try:
+        return f"{socket.gethostname()}:{os.readlink('/proc/self/fd/2')}"  # noqa: PTH115 -- what it points to may be no path
+    except OSError:
+        return None
 
 
 class _Loaded:
@@ -151,6 +161,7 @@ class _Trial:
                 reported_at=time.time(),
                 parameters=self._parameters,
                 error=error,
+                log=_log_file() if error else None,
             )
             self._mailbox.report.remote(self._assignment.trial, report)
 
