@@ -72,6 +72,7 @@ def _choose_sweep(experiments: Experiments) -> str:
         st.stop()
     if not names:
         st.info(f"The study database has no sweeps yet. {_how_to_begin(experiments)}")
+        sweeps.mention_others(experiments)
         st.stop()
     asked = st.query_params.get("sweep")
     if asked is not None and asked not in names:

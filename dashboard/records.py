@@ -49,6 +49,18 @@ def summaries(experiments: Experiments) -> list[SweepSummary]:
 
 
 @_readable
+def sweep_notes(experiments: Experiments) -> dict[str, str]:
+    """The notes on whole sweeps, by the sweep's name."""
+    return _notes(experiments, _file_identity(experiments))
+
+
+@_readable
+def foreign_studies(experiments: Experiments) -> list[str]:
+    """The names of the studies in the database that other programs made."""
+    return _foreign(experiments, _file_identity(experiments))
+
+
+@_readable
 def read_sweep(experiments: Experiments, name: str) -> SweepRecord:
     """The sweep as it is now. Raises ValueError when it or the database cannot be read."""
     return _read(experiments, _file_identity(experiments), name)
@@ -76,6 +88,16 @@ def _read(experiments: Experiments, file: tuple[int, int] | None, name: str) -> 
 @st.cache_resource(ttl=FRESH_SECONDS, max_entries=2, show_spinner=False, hash_funcs={Experiments: repr})
 def _summaries(experiments: Experiments, file: tuple[int, int] | None) -> list[SweepSummary]:
     return _studies(experiments, file).summaries()[::-1]
+
+
+@st.cache_resource(ttl=FRESH_SECONDS, max_entries=2, show_spinner=False, hash_funcs={Experiments: repr})
+def _notes(experiments: Experiments, file: tuple[int, int] | None) -> dict[str, str]:
+    return _studies(experiments, file).notes()
+
+
+@st.cache_resource(ttl=FRESH_SECONDS, max_entries=2, show_spinner=False, hash_funcs={Experiments: repr})
+def _foreign(experiments: Experiments, file: tuple[int, int] | None) -> list[str]:
+    return _studies(experiments, file).foreign()
 
 
 @st.cache_resource(max_entries=2, show_spinner=False, hash_funcs={Experiments: repr})

@@ -111,12 +111,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
     folder = tmp_path_factory.mktemp("browser") / "experiments"
     space = folder.with_name("sweep.yaml")
     small = "space: {model.filters: [16], model.kernel_size: [3, 5], model.blocks: [2], training.batch_size: [128]}\n"
-    space.write_text(f"data: mnist\ntrials: 5\nepochs: 2\n{small}")
+    space.write_text(f"data: mnist\ntrials: 4\nepochs: 2\n{small}")
     shared = ("--experiments", folder, "--data-root", data_root, "--cache", folder.with_name("cache"))
     subprocess.run(convsweep("sweep", space, "--name", "mnist", *shared), check=True, stderr=subprocess.DEVNULL)
     rates = folder.with_name("rates.yaml")
     rates.write_text(
-        "data: digits\ntrials: 4\nepochs: 2\npreset: none\nspace: {optimizer.learning_rate: [0.001, 1.0e30]}\n"
+        "data: digits\ntrials: 4\nepochs: 2\npreset: none\nspace: {optimizer.name: [sgd], optimizer.learning_rate: [0.01, 10.0],"
+        " optimizer.weight_decay: [0.0, 10.0], schedule.name: [constant]}\n"
     )
     subprocess.run(convsweep("sweep", rates, "--name", "digits", *shared), check=True, stderr=subprocess.DEVNULL)
     return folder

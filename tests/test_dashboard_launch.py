@@ -17,6 +17,7 @@ import pytest
 
 from cluster.experiments import Experiments
 from dashboard import admission, launch, server, settings
+from tests.services import free_port
 
 PASSWORD = "correct horse battery"
 
@@ -225,8 +226,3 @@ def environment(home: Path) -> dict[str, str]:
 def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment(cwd))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])

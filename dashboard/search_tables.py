@@ -1,0 +1,152 @@
+"""How a search went, as pandas tables: the best so far, curves, what ended at which epoch, the worker groups' time.
+
+Pure functions: no Streamlit, no database. Of many trials they take so many that a browser bears them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import pandas as pd
+
+from cluster.record import SweepRecord, TrialRecord
+from dashboard.tables import finite, trial_name
+
+Over = Literal["trials", "time"]
+OVER: tuple[Over, ...] = get_args(Over)
+
+MOST_POINTS = 2000
+MOST_CURVES = 300
+MOST_BARS = 1000
+
+FATES = {
+    "went on": "went on",
+    "COMPLETE": "was complete",
+    "PRUNED": "was pruned",
+    "FAIL": "failed",
+    "RUNNING": "is running",
+    "WAITING": "is waiting",
+}
+"""What became of a trial after an epoch: it went on, or it has its state, in words."""
+
+
+def progress(sweep: SweepRecord, over: Over) -> pd.DataFrame:
+    """A row per trial that has a value: x, trial, name, state, value, best, gain.
+
+    `x` is the trial's number, or the minutes from the sweep's beginning to the trial's end. `best` is that of the complete
+    trials so far, `gain` whether this one is the new best.
+    """
+    scored = [t for t in sweep.trials if t.value is not None and (over == "trials" or t.ended is not None)]
+    start = _began(sweep)
+    places = {t.number: t.number if over == "trials" else _minutes(t, start) for t in scored}
+    rows = []
+    best: float | None = None
+    for t in sorted(scored, key=lambda t: (places[t.number], t.number)):
+        assert t.value is not None
+        gain = t.state == "COMPLETE" and (best is None or t.value > best)
+        best = t.value if gain else best
+        rows.append((places[t.number], t.number, trial_name(t.number), t.state, finite(t.value), best, gain))
+    table = pd.DataFrame(rows, columns=["x", "trial", "name", "state", "value", "best", "gain"])
+    return table.astype({"best": "float64", "gain": "bool"})
+
+
+def thinned(progress: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
+    """At most about so many rows of a progress: each new best, the last one, and others in equal steps."""
+    if len(progress) <= most:
+        return progress
+    step = -(-len(progress) // most)
+    return progress[progress["gain"] | (progress.index % step == 0) | (progress.index == len(progress) - 1)]
+
+
+def accuracy_curves(trials: Sequence[TrialRecord], most: int = MOST_CURVES) -> pd.DataFrame:
+    """A row per epoch of at most so many trials (`drawn`): trial, name, state, epoch, value. What is not finite is left out."""
+    chosen = drawn([t for t in trials if t.epochs_done], most // 3, most)
+    rows = [
+        (t.number, trial_name(t.number), t.state, epoch, value)
+        for t in chosen
+        for epoch, value in zip(t.history["epoch"], t.history["val_accuracy"], strict=True)
+        if finite(value) is not None
+    ]
+    return pd.DataFrame(rows, columns=["trial", "name", "state", "epoch", "value"])
+
+
+def drawn(trials: Sequence[TrialRecord], best: int, most: int) -> list[TrialRecord]:
+    """Of `trials`, best first, the `best` first and a sample of the others, always the same one, up to `most` in all."""
+    if len(trials) <= most:
+        return list(trials)
+    rest = random.Random(0).sample(range(best, len(trials)), most - best)
+    return [*trials[:best], *(trials[i] for i in sorted(rest))]
+
+
+def fates(trials: Iterable[TrialRecord]) -> pd.DataFrame:
+    """A row per epoch and what became of the trials after it: epoch, fate, trials, share (of those that got there)."""
+    ended = Counter((t.epochs_done, t.state) for t in trials if t.epochs_done)
+    last = max((epoch for epoch, _ in ended), default=0)
+    rows = []
+    for epoch in range(1, last + 1):
+        here = {state: ended[epoch, state] for state in FATES if ended[epoch, state]}
+        further = sum(count for (done, _), count in ended.items() if done > epoch)
+        if further:
+            here["went on"] = further
+        reached = sum(here.values())
+        rows += [(epoch, fate, here[fate], here[fate] / reached) for fate in FATES if fate in here]
+    return pd.DataFrame(rows, columns=["epoch", "fate", "trials", "share"])
+
+
+def group_names(trials: Iterable[TrialRecord]) -> dict[str, str]:
+    """Names for people of the worker groups that trained a trial, 'group 1' for the one that began first."""
+    began: dict[str, float] = {}
+    for t in trials:
+        if t.group is not None and t.group_began is not None:
+            began[t.group] = min(t.group_began, began.get(t.group, t.group_began))
+    ordered = sorted(began, key=lambda group: (began[group], group))
+    return {group: f"group {place}" for place, group in enumerate(ordered, 1)}
+
+
+def timeline(trials: Iterable[TrialRecord], most: int = MOST_BARS) -> pd.DataFrame:
+    """A row per trial that a group began, the latest ones: group, trial, name, state, value, epochs, begin, end, seconds.
+
+    `begin` and `end` are minutes since the first group began its first trial.
+    """
+    begun = [t for t in trials if t.group is not None and t.group_began is not None]
+    names = group_names(begun)
+    start = min((t.group_began for t in begun if t.group_began is not None), default=0.0)
+    rows = []
+    for t in sorted(begun, key=lambda t: (t.group_began, t.number))[-most:]:
+        assert t.group is not None and t.group_began is not None
+        begin, end = (seconds / 60 for seconds in (t.group_began - start, t.group_began - start + t.train_seconds))
+        rows.append(
+            (names[t.group], t.number, trial_name(t.number), t.state, t.value, t.epochs_done, begin, end, t.train_seconds)
+        )
+    columns = ["group", "trial", "name", "state", "value", "epochs", "begin", "end", "seconds"]
+    return pd.DataFrame(rows, columns=columns).astype({"value": "float64"})
+
+
+def group_work(trials: Iterable[TrialRecord]) -> pd.DataFrame:
+    """A row per worker group: group, trials, minutes (from its first trial's beginning to its last one's end), busy (a share)."""
+    begun = [t for t in trials if t.group is not None and t.group_began is not None]
+    of_group: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for t in begun:
+        assert t.group is not None and t.group_began is not None
+        of_group[t.group].append((t.group_began, t.train_seconds))
+    rows = []
+    for group, name in group_names(begun).items():
+        work = of_group[group]
+        span = max(began + seconds for began, seconds in work) - min(began for began, _ in work)
+        busy = min(1.0, sum(seconds for _, seconds in work) / span) if span else None
+        rows.append((name, len(work), span / 60, busy))
+    return pd.DataFrame(rows, columns=["group", "trials", "minutes", "busy"]).astype({"busy": "Float64"})
+
+
+def _began(sweep: SweepRecord) -> float:
+    """Seconds since 1970; where the clocks of two machines disagree, no trial began before the sweep."""
+    begun = [t.begun.timestamp() for t in sweep.trials if t.begun is not None]
+    return min([float(run["begun"]) for run in sweep.runs[:1]] + begun, default=0.0)
+
+
+def _minutes(trial: TrialRecord, start: float) -> float:
+    assert trial.ended is not None
+    return (trial.ended.timestamp() - start) / 60
