@@ -197,6 +197,7 @@ def server(experiments: Experiments) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+            process.communicate()  # what it still says must have a reader
 
 
 if __name__ == "__main__":

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from dataclasses import dataclass
 
 import altair as alt
 import pandas as pd
 
+from dashboard.pareto import Cost
+from dashboard.tables import trial_name
+
 HEIGHT = 380
-_STATE_COLOURS = {"COMPLETE": "#1f77b4", "PRUNED": "#ff9f40", "FAIL": "#d62728", "RUNNING": "#7f7f7f"}
+STATE_COLOURS = {"COMPLETE": "#1f77b4", "PRUNED": "#ff9f40", "FAIL": "#d62728", "RUNNING": "#7f7f7f"}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    colour: str
+    shape: str
+    size: int
+
+
+_KINDS = {
+    "others": _Kind("#c3cad3", "circle", 20),
+    "front": _Kind("#2ca02c", "circle", 60),
+    "preset": _Kind("#ff7f0e", "diamond", 200),
+    "selected": _Kind("#d62728", "circle", 110),
+}
 _EPOCH_AXIS = alt.Axis(title="epoch", tickMinStep=1, format="d", grid=False)
 
 
-def accuracy_by_epoch(curves: pd.DataFrame) -> alt.LayerChart:
+def accuracy_by_epoch(curves: pd.DataFrame, legend_columns: int = 5) -> alt.LayerChart:
     """The validation accuracy of each trial in the learning curves."""
-    return _by_epoch(curves, ["validation accuracy"], "validation accuracy")
+    return _by_epoch(curves, ["validation accuracy"], "validation accuracy", legend_columns)
 
 
-def losses_by_epoch(curves: pd.DataFrame) -> alt.LayerChart:
+def losses_by_epoch(curves: pd.DataFrame, legend_columns: int = 5) -> alt.LayerChart:
     """The losses of each trial in the learning curves: validation solid with dots, training dashed with triangles."""
-    return _by_epoch(curves, ["validation loss", "training loss"], "loss per image")
+    return _by_epoch(curves, ["validation loss", "training loss"], "loss per image", legend_columns)
 
 
 def best_by_trial(progress: pd.DataFrame) -> alt.LayerChart:
     """Each trial's accuracy as a point, and the best of the complete ones so far as a line."""
     x = alt.X("trial:Q", axis=alt.Axis(title="trial", tickMinStep=1, format="d", grid=False))
-    states = [state for state in _STATE_COLOURS if state in set(progress["state"])]
-    colours = alt.Scale(domain=states, range=[_STATE_COLOURS[state] for state in states])
+    states = [state for state in STATE_COLOURS if state in set(progress["state"])]
+    colours = alt.Scale(domain=states, range=[STATE_COLOURS[state] for state in states])
     base = alt.Chart(progress).encode(x=x)
     line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(y=_accuracy_axis("best"))
     points = base.mark_circle(size=55, opacity=0.8).encode(
@@ -43,10 +63,47 @@ def best_by_trial(progress: pd.DataFrame) -> alt.LayerChart:
     return chart
 
 
-def _by_epoch(curves: pd.DataFrame, metrics: Sequence[str], title: str) -> alt.LayerChart:
+def accuracy_against_cost(points: pd.DataFrame, cost: Cost, selected: Collection[int] = ()) -> alt.LayerChart:
+    """The trials of `pareto.points`; a line joins those in the front, and the preset's and the selected ones stand out."""
+    shown = points.assign(kind=_kinds(points, selected), name=points["trial"].map(trial_name))
+    kinds = [kind for kind in _KINDS if (shown["kind"] == kind).any()]
+    shown = shown.sort_values("kind", key=lambda kind: kind.map(list(_KINDS).index))  # what matters is drawn last
+    spread = points["cost"].max() > 10 * points["cost"].min()
+    scale = alt.Scale(type="log" if spread else "linear", zero=False, nice=not spread, padding=15)
+    axis = alt.Axis(title=cost.axis, format=cost.format, tickCount=5, labelOverlap=True)
+    base = alt.Chart(shown).encode(x=alt.X("cost:Q", scale=scale, axis=axis), y=_accuracy_axis("value"))
+    line = base.transform_filter("datum.front").mark_line(interpolate="step-after", color=_KINDS["front"].colour)
+
+    def by_kind(attribute: str) -> alt.Scale:
+        return alt.Scale(domain=kinds, range=[getattr(_KINDS[kind], attribute) for kind in kinds])
+
+    dots = base.mark_point(filled=True, opacity=1).encode(
+        color=alt.Color("kind:N", scale=by_kind("colour"), legend=alt.Legend(title=None, orient="bottom")),
+        shape=alt.Shape("kind:N", scale=by_kind("shape")),
+        size=alt.Size("kind:N", scale=by_kind("size")),
+        tooltip=[
+            alt.Tooltip("name:N", title="trial"),
+            alt.Tooltip("value:Q", title="validation accuracy", format=".4f"),
+            alt.Tooltip("cost:Q", title=cost.axis, format=cost.format),
+            alt.Tooltip("preset:N"),
+        ],
+    )
+    chart: alt.LayerChart = (line + dots).properties(height=HEIGHT)
+    return chart
+
+
+def _kinds(points: pd.DataFrame, selected: Collection[int]) -> list[str]:
+    rows = zip(points["trial"], points["preset"].notna(), points["front"], strict=True)
+    return [
+        "selected" if trial in selected else "preset" if preset else "front" if front else "others"
+        for trial, preset, front in rows
+    ]
+
+
+def _by_epoch(curves: pd.DataFrame, metrics: Sequence[str], title: str, legend_columns: int) -> alt.LayerChart:
     rows = curves[curves["metric"].isin(metrics)]
     order = list(dict.fromkeys(curves["name"]))  # as in the ranking: in both charts a trial has the same colour
-    legend = alt.Legend(title=None, orient="bottom", columns=5, symbolLimit=50)
+    legend = alt.Legend(title=None, orient="bottom", columns=legend_columns, symbolLimit=50)
     base = alt.Chart(rows).encode(
         x=alt.X("epoch:Q", axis=_EPOCH_AXIS),
         y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
+from dashboard.network_layout import SKEW, SLAB, WIDTH, Layout, Stage, window
 from trainer.layers import Layer
 
-WIDTH = 1000
-_SIDE = 26
-_TALLEST = 150.0
-_SKEW = (0.30, 0.22)
-"""How far a box reaches to the right and up for each pixel of its depth."""
-_GAPS = (10.0, 58.0)
-_SLAB = 5.0
-_COLUMN = 13.0
 _MOST_CELLS = 24
 _COLOURS = {
     "input": "#94a3b8",
@@ -33,288 +24,201 @@ _COLOURS = {
 }
 _INK = {False: ("#1f2937", "#6b7280"), True: ("#f3f4f6", "#9ca3af")}
 
-
-@dataclass
-class _Stage:
-    """What is drawn at one place: the output of `layers[0]`, and of the ones behind it that leave its shape as it is."""
-
-    layers: list[Layer]
-    added: bool = False
-    x: float = 0.0
-
-    @property
-    def first(self) -> Layer:
-        return self.layers[0]
-
-    @property
-    def is_box(self) -> bool:
-        return len(self.first.output_shape) == 3
-
-
-@dataclass
-class _Drawing:
-    """The stages with their measures. `squeeze`, 1 or less, narrows the boxes of a long network so that all of them fit."""
-
-    stages: list[_Stage]
-    image: tuple[int, ...]
-    ink: tuple[str, str]
-    squeeze: float = 1.0
-    parts: list[str] = field(default_factory=list)
-
-    def thickness(self, stage: _Stage) -> float:
-        if not stage.is_box:
-            return _COLUMN + _SLAB * (len(stage.layers) - 1)
-        first = 0.0 if stage.added else (4 + 2.2 * math.sqrt(stage.first.output_shape[0])) * self.squeeze
-        return first + _SLAB * (len(stage.layers) - (0 if stage.added else 1))
-
-    def size(self, stage: _Stage) -> tuple[float, float]:
-        """The height of the front, and the depth."""
-        if stage.is_box:
-            tall, deep = (
-                _TALLEST * (pixels / max(self.image[1:])) ** 0.62 + 4 for pixels in stage.first.output_shape[1:]
-            )
-            return tall, deep
-        return min(_TALLEST + 30, 26 + 3.2 * math.sqrt(stage.first.output_shape[0])), 0.0
-
-    def reach(self, stage: _Stage) -> float:
-        """How far it reaches to the right of its front."""
-        return self.skewed(self.size(stage)[1])
-
-    def skewed(self, depth: float) -> float:
-        """How far that much of depth reaches to the right."""
-        return depth * _SKEW[0] * self.squeeze
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, more: str = "") -> None:
-        path = " L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        self.parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" {more}/>')
-
-    def shape(self, points: Sequence[tuple[float, float]], fill: str, edge: str, more: str = "") -> None:
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        self.parts.append(f'<polygon points="{path}" fill="{fill}" stroke="{edge}" stroke-linejoin="round" {more}/>')
-
-    def text(self, x: float, y: float, text: str, quiet: bool = False, more: str = "") -> None:
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" fill="{self.ink[quiet]}" {more}>{escape(text)}</text>')
+Point = tuple[float, float]
 
 
 def draw(layers: Sequence[Layer], dark: bool = False) -> str:
     """The picture, 1000 wide, of the layers that `describe_layers` gives; with light ink for a dark page."""
-    drawing = _Drawing(list(_stages(layers)), layers[0].output_shape, _INK[dark])
-    end = _place(drawing)
-    shortcuts = _shortcuts(layers, drawing.stages)
-    lift = max(drawing.size(s)[0] / 2 + drawing.size(s)[1] * _SKEW[1] for s in drawing.stages)
-    middle = lift + (44 if shortcuts else 14)
-    floor = middle + max(drawing.size(s)[0] for s in drawing.stages) / 2
-    for stage, following in itertools.zip_longest(drawing.stages, drawing.stages[1:]):
-        _draw_stage(drawing, stage, middle)
+    layout = Layout(layers)
+    sizes = [layout.size(stage) for stage in layout.stages]
+    lift = max(tall / 2 + deep * SKEW[1] for tall, deep in sizes)
+    middle = lift + (44 if layout.shortcuts() else 14)
+    floor = middle + max(tall for tall, _ in sizes) / 2
+    picture = _Picture(layout, _INK[dark], middle)
+    for stage, following in itertools.zip_longest(layout.stages, layout.stages[1:]):
+        picture.stage(stage)
         if following is not None:
-            _draw_step(drawing, stage, following, middle)
-    for before, stage in zip([None, *drawing.stages], drawing.stages, strict=False):
-        _label(drawing, before, stage, floor + 18)
-    for begin, stop, text in shortcuts:
-        _draw_shortcut(drawing, begin, stop, text, middle, middle - lift - 14)
-    _label_groups(drawing, layers, end, floor + 50)
-    height = floor + 136
-    _legend(drawing, layers, height - 14)
+            picture.step(stage, following)
+    for begin, end, inside in layout.shortcuts():
+        picture.shortcut(begin, end, inside, middle - lift - 14)
+    picture.sizes(floor + 18)
+    picture.groups(floor + 50)
+    picture.legend(floor + 122)
+    height = round(floor + 136)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" height="{height:.0f}" '
-        f'font-family="system-ui, sans-serif" font-size="12.5">{"".join(drawing.parts)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        f'font-family="system-ui, sans-serif" font-size="12.5">{"".join(picture.parts)}</svg>'
     )
 
 
-def _stages(layers: Sequence[Layer]) -> Iterator[_Stage]:
-    stage: _Stage | None = None
-    added = False
-    for layer in layers:
-        if layer.shortcut or layer.kind == "identity":
-            continue
-        if layer.kind == "addition":
-            added = True
-        elif added or stage is None or layer.kind not in ("batch normalisation", "activation", "dropout"):
-            if stage is not None:
-                yield stage
-            stage, added = _Stage([layer], added), False
+class _Picture:
+    """The elements of the drawing. `ink` is the colour of what matters and of the rest, `middle` the axis of all stages."""
+
+    def __init__(self, layout: Layout, ink: tuple[str, str], middle: float) -> None:
+        self.layout, self.ink, self.middle = layout, ink, middle
+        self.parts: list[str] = []
+
+    def stage(self, stage: Stage) -> None:
+        """The boxes of feature maps, or a column of cells; thin slabs for what leaves the shape as it is."""
+        tall, deep = self.layout.size(stage)
+        x, top = stage.x, self.middle - tall / 2
+        first = self.layout.right(stage) - SLAB * (len(stage.layers) - 1)
+        for i, layer in enumerate(stage.layers):
+            end = first + SLAB * i
+            colour = _COLOURS[layer.kind]
+            if stage.is_box:
+                self._box((x, top), end, tall, deep, colour)
+            elif i == 0:
+                self._cells((x, top), end, tall, min(stage.shape[0], _MOST_CELLS), colour)
+            else:
+                self._box((x, top), end, tall, 0.0, colour)
+            x = end
+
+    def _box(self, corner: Point, end: float, tall: float, deep: float, colour: str) -> None:
+        x, top = corner
+        dx, dy, edge = self.layout.skewed(deep), deep * SKEW[1], _mixed(colour, "#000000", 0.35)
+        thin = f'stroke="{edge}" stroke-width="0.7"'
+        front = [(x, top), (end, top), (end, top + tall), (x, top + tall)]
+        lid = [(x, top), (end, top), (end + dx, top - dy), (x + dx, top - dy)]
+        side = [(end, top), (end + dx, top - dy), (end + dx, top - dy + tall), (end, top + tall)]
+        self._polygon(front, colour, thin)
+        if deep:
+            self._polygon(lid, _mixed(colour, "#ffffff", 0.45), thin)
+            self._polygon(side, _mixed(colour, "#000000", 0.18), thin)
+
+    def _cells(self, corner: Point, end: float, tall: float, cells: int, colour: str) -> None:
+        (x, top), each = corner, tall / cells
+        gap = min(1.0, each / 4)
+        for i in range(cells):
+            self.parts.append(
+                f'<rect x="{x:.1f}" y="{top + i * each:.1f}" width="{end - x:.1f}" height="{each - gap:.1f}" rx="1.5" '
+                f'fill="{colour}"/>'
+            )
+
+    def step(self, stage: Stage, following: Stage) -> None:
+        """What leads to the next stage: a kernel's window that becomes one pixel, or lines between the ends of two columns."""
+        tall, deep = self.layout.size(stage)
+        right, reach = self.layout.right(stage), self.layout.reach(stage)
+        if following.added:
+            self._line([(right + reach, self.middle), (following.x, self.middle)], self.ink[1], 'stroke-width="1"')
+        elif following.is_box:
+            self._window(stage, following)
         else:
-            stage.layers.append(layer)
-    if stage is not None:
-        yield stage
+            lift = deep * SKEW[1] / 2
+            far = self.layout.size(following)[0] / 2
+            for side in (-1, 1):
+                near = self.middle - lift + side * (tall / 2 - lift)
+                ends = [(right + reach + 2, near), (following.x - 2, self.middle + side * far)]
+                self._line(ends, self.ink[1], 'stroke-width="0.7" stroke-opacity="0.7" stroke-dasharray="3 2"')
 
+    def _window(self, stage: Stage, following: Stage) -> None:
+        (tall, deep), right = self.layout.size(stage), self.layout.right(stage)
+        across, down = (min(0.7, window(following.layers[0]) / pixels) for pixels in (stage.shape[2], stage.shape[1]))
 
-def _place(drawing: _Drawing) -> float:
-    """Give the stages their places from left to right; returns where the last one ends."""
-    stages, room = drawing.stages, WIDTH - 2 * _SIDE
+        def on_side(u: float, v: float) -> Point:
+            return right + self.layout.skewed(u * deep), self.middle + (v - 0.5) * tall - u * deep * SKEW[1]
 
-    def needed() -> float:
-        return sum(drawing.thickness(s) + drawing.reach(s) for s in stages)
-
-    gaps = len(stages) - 1
-    full = needed()
-    drawing.squeeze = 0.0
-    fixed = needed()
-    drawing.squeeze = min(1.0, (room - gaps * _GAPS[0] - fixed) / (full - fixed))
-    gap = min(_GAPS[1], max(_GAPS[0], (room - needed()) / max(1, gaps)))
-    x = _SIDE + max(0.0, (room - needed() - gaps * gap) / 2)
-    for stage in stages:
-        stage.x = x
-        x += drawing.thickness(stage) + drawing.reach(stage) + gap
-    return x - gap
-
-
-def _draw_stage(drawing: _Drawing, stage: _Stage, middle: float) -> None:
-    tall, deep = drawing.size(stage)
-    x, right = stage.x, stage.x + drawing.thickness(stage)
-    top = middle - tall / 2
-    for i, layer in enumerate(stage.layers):
-        slab = i > 0 or stage.added
-        end = min(right, x + _SLAB) if slab else right - _SLAB * (len(stage.layers) - 1)
-        if stage.is_box:
-            _draw_box(drawing, x, end, top, tall, deep, _COLOURS.get(layer.kind, _COLOURS["activation"]))
-        else:
-            _draw_column(drawing, x, end, top, tall, layer, slab)
-        x = end
-
-
-def _draw_box(drawing: _Drawing, x: float, end: float, top: float, tall: float, deep: float, colour: str) -> None:
-    dx, dy, edge = drawing.skewed(deep), deep * _SKEW[1], _mixed(colour, "#000000", 0.35)
-    thin = 'stroke-width="0.7"'
-    drawing.shape([(x, top), (end, top), (end, top + tall), (x, top + tall)], colour, edge, thin)
-    lid = [(x, top), (end, top), (end + dx, top - dy), (x + dx, top - dy)]
-    drawing.shape(lid, _mixed(colour, "#ffffff", 0.45), edge, thin)
-    side = [(end, top), (end + dx, top - dy), (end + dx, top - dy + tall), (end, top + tall)]
-    drawing.shape(side, _mixed(colour, "#000000", 0.18), edge, thin)
-
-
-def _draw_column(drawing: _Drawing, x: float, end: float, top: float, tall: float, layer: Layer, slab: bool) -> None:
-    colour = _COLOURS.get(layer.kind, _COLOURS["activation"])
-    if slab:
-        edge = _mixed(colour, "#000000", 0.35)
-        drawing.shape([(x, top), (end, top), (end, top + tall), (x, top + tall)], colour, edge, 'stroke-width="0.7"')
-        return
-    cells = min(layer.output_shape[0], _MOST_CELLS)
-    each = tall / cells
-    for i in range(cells):
-        drawing.parts.append(
-            f'<rect x="{x:.1f}" y="{top + i * each + 0.5:.1f}" width="{end - x:.1f}" height="{each - 1:.1f}" rx="2" '
-            f'fill="{colour}"/>'
-        )
-
-
-def _draw_step(drawing: _Drawing, stage: _Stage, following: _Stage, middle: float) -> None:
-    """What leads to the next stage: a kernel's window that becomes one pixel, or the lines between two columns."""
-    tall, deep = drawing.size(stage)
-    right, quiet = stage.x + drawing.thickness(stage), drawing.ink[1]
-    if following.is_box and not following.added:
-        _, rows, columns = stage.first.output_shape
-        window = _window(following.first)
-        u, v = (min(0.7, window / pixels) for pixels in (columns, rows))
-        left, up = 0.5 - u / 2, 0.45 - v / 2
-
-        def on_side(across: float, down: float) -> tuple[float, float]:
-            return right + drawing.skewed(across * deep), middle - tall / 2 + down * tall - across * deep * _SKEW[1]
-
-        corners = [on_side(left, up), on_side(left + u, up), on_side(left + u, up + v), on_side(left, up + v)]
-        target = (following.x, middle - 0.05 * tall)
+        left, top = 0.5 - across / 2, 0.45 - down / 2
+        corners = [
+            on_side(u, v)
+            for u, v in ((left, top), (left + across, top), (left + across, top + down), (left, top + down))
+        ]
+        target = (following.x, self.middle - 0.05 * tall)
         for corner in corners[1:3]:
-            drawing.line([corner, target], quiet, 'stroke-width="0.7" stroke-opacity="0.8"')
-        drawing.shape(corners, "#ffffff", "#ffffff", 'fill-opacity="0.35" stroke-width="0.9"')
-        drawing.parts.append(f'<circle cx="{target[0]:.1f}" cy="{target[1]:.1f}" r="1.8" fill="{quiet}"/>')
-    elif following.added:
-        drawing.line([(right + drawing.reach(stage), middle), (following.x, middle)], quiet, 'stroke-width="1"')
-    else:
-        begin = right + drawing.reach(stage)
-        lift = deep * _SKEW[1] / 2
-        height = drawing.size(following)[0]
-        for side in (-1, 1):
-            ends = [(begin + 2, middle - lift + side * (tall / 2 - (lift if stage.is_box else 0)))]
-            ends.append((following.x - 2, middle + side * height / 2))
-            drawing.line(ends, quiet, 'stroke-width="0.7" stroke-opacity="0.7" stroke-dasharray="3 2"')
+            self._line([corner, target], self.ink[1], 'stroke-width="0.7" stroke-opacity="0.8"')
+        self._polygon(corners, "#ffffff", 'fill-opacity="0.35" stroke="#ffffff" stroke-width="0.9"')
+        self.parts.append(f'<circle cx="{target[0]:.1f}" cy="{target[1]:.1f}" r="1.8" fill="{self.ink[1]}"/>')
 
-
-def _window(layer: Layer) -> int:
-    """The width of what becomes one pixel: of a convolution's kernel; pooling takes 2x2."""
-    size = layer.settings.split("x", 1)[0]
-    return int(size) if layer.kind == "convolution" and size.isdigit() else 2
-
-
-def _label(drawing: _Drawing, before: _Stage | None, stage: _Stage, y: float) -> None:
-    if stage.added:
-        return
-    x = stage.x + drawing.thickness(stage) / 2
-    shape = stage.first.output_shape
-    drawing.text(x, y, f"{shape[0]:,}", more='text-anchor="middle" font-weight="600"')
-    crowded = drawing.squeeze < 1 and before is not None and before.first.output_shape[1:] == shape[1:]
-    if stage.is_box and not crowded:
-        drawing.text(x, y + 14, f"{shape[1]}×{shape[2]}", quiet=True, more='text-anchor="middle" font-size="11"')
-
-
-def _shortcuts(layers: Sequence[Layer], stages: Sequence[_Stage]) -> list[tuple[_Stage, _Stage, str]]:
-    """From which stage to which one, and through what."""
-    found = []
-    for i, stage in enumerate(stages):
-        if stage.added:
-            group = stage.first.group
-            begin = next(j for j, s in enumerate(stages) if s.first.group == group) - 1
-            inside = [layer for layer in layers if layer.shortcut and layer.group == group]
-            steps = [f"{_window(x)}×{_window(x)} {x.kind}" for x in inside if x.kind != "identity"]
-            found.append((stages[begin], stages[i], ", ".join(steps) or "identity"))
-    return found
-
-
-def _draw_shortcut(drawing: _Drawing, begin: _Stage, stop: _Stage, text: str, middle: float, y: float) -> None:
-    tall, deep = drawing.size(begin)
-    x = begin.x + (drawing.thickness(begin) + drawing.reach(begin)) / 2
-    start = middle - tall / 2 - deep * _SKEW[1]
-    end = stop.x - 9
-    colour, bend = _COLOURS["convolution"], 10
-    path = (
-        f"M{x:.1f} {start:.1f} V{y + bend:.1f} Q{x:.1f} {y:.1f} {x + bend:.1f} {y:.1f} H{end - bend:.1f} "
-        f"Q{end:.1f} {y:.1f} {end:.1f} {y + bend:.1f} V{middle - 8:.1f}"
-    )
-    drawing.parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.4" stroke-dasharray="5 3"/>')
-    drawing.parts.append(f'<circle cx="{end:.1f}" cy="{middle:.1f}" r="8" fill="{colour}"/>')
-    for across, down in ((4, 0), (0, 4)):
-        ends = [(end - across, middle - down), (end + across, middle + down)]
-        drawing.line(ends, "#ffffff", 'stroke-width="1.6"')
-    drawing.text((x + end) / 2, y - 6, text, quiet=True, more='text-anchor="middle" font-size="11"')
-
-
-def _label_groups(drawing: _Drawing, layers: Sequence[Layer], end: float, y: float) -> None:
-    for group, found in itertools.groupby(drawing.stages, key=lambda stage: stage.first.group):
-        if group == "input":
-            continue
-        stages = list(found)
-        following = drawing.stages.index(stages[-1]) + 1
-        stop = drawing.stages[following].x - 8 if following < len(drawing.stages) else end
-        x, middle = stages[0].x, (stages[0].x + stop) / 2
-        quiet = drawing.ink[1]
-        drawing.line([(x, y - 5), (x, y), (stop, y), (stop, y - 5)], quiet, 'stroke-width="0.8" stroke-opacity="0.6"')
-        inside = [layer for layer in layers if layer.group == group]
-        parameters = sum(layer.parameters for layer in inside)
-        drawing.text(middle, y + 17, group.capitalize(), more='text-anchor="middle" font-weight="600"')
-        for i, text in enumerate((_summary(inside), f"{parameters:,} parameters")):
-            drawing.text(middle, y + 33 + 15 * i, text, quiet=True, more='text-anchor="middle" font-size="11.5"')
-
-
-def _summary(layers: Sequence[Layer]) -> str:
-    kernels = [layer for layer in layers if layer.kind == "convolution" and not layer.shortcut]
-    if kernels:
-        size = _window(kernels[0])
-        return f"{len(kernels)} × {size}×{size}" if len(kernels) > 1 else f"{size}×{size} kernels"
-    dense = [layer for layer in layers if layer.kind == "dense"]
-    return f"{dense[0].output_shape[0]:,} dense units" if dense else layers[0].kind
-
-
-def _legend(drawing: _Drawing, layers: Sequence[Layer], y: float) -> None:
-    kinds = [kind for kind in _COLOURS if any(layer.kind == kind and not layer.shortcut for layer in layers)]
-    names = {layer.kind: layer.settings for layer in layers if layer.kind == "activation"}
-    texts = [f"{kind} ({names[kind]})" if names.get(kind) else kind for kind in kinds]
-    widths = [30 + 6.3 * len(text) for text in texts]
-    x = (WIDTH - sum(widths)) / 2
-    for kind, text, width in zip(kinds, texts, widths, strict=True):
-        drawing.parts.append(
-            f'<rect x="{x:.1f}" y="{y - 10:.1f}" width="11" height="11" rx="2.5" fill="{_COLOURS[kind]}"/>'
+    def shortcut(self, begin: Stage, end: Stage, inside: Sequence[Layer], y: float) -> None:
+        """The way around a block, over it at height `y`, to the sign of the addition."""
+        tall, deep = self.layout.size(begin)
+        start = begin.x + (self.layout.thickness(begin) + self.layout.reach(begin)) / 2
+        stop, bend, colour = end.x - 9, 10, _COLOURS["convolution"]
+        path = (
+            f"M{start:.1f} {self.middle - tall / 2 - deep * SKEW[1]:.1f} V{y + bend:.1f} "
+            f"Q{start:.1f} {y:.1f} {start + bend:.1f} {y:.1f} H{stop - bend:.1f} "
+            f"Q{stop:.1f} {y:.1f} {stop:.1f} {y + bend:.1f} V{self.middle - 8:.1f}"
         )
-        drawing.text(x + 16, y, text, quiet=True, more='font-size="11.5"')
-        x += width
+        self.parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.4" stroke-dasharray="5 3"/>')
+        self.parts.append(f'<circle cx="{stop:.1f}" cy="{self.middle:.1f}" r="8" fill="{colour}"/>')
+        for dx, dy in ((4, 0), (0, 4)):
+            ends = [(stop - dx, self.middle - dy), (stop + dx, self.middle + dy)]
+            self._line(ends, "#ffffff", 'stroke-width="1.6"')
+        steps = [f"{window(x)}×{window(x)} {x.kind}" for x in inside if x.kind != "identity"]
+        self._text((start + stop) / 2, y - 6, ", ".join(steps) or "identity", quiet=True, size=11)
+
+    def sizes(self, y: float) -> None:
+        """Under each stage its filters or units, and the size of its maps."""
+        for i, stage in enumerate(self.layout.stages):
+            if stage.added:
+                continue
+            x = (stage.x + self.layout.right(stage)) / 2
+            self._text(x, y, f"{stage.shape[0]:,}", bold=True)
+            if stage.is_box and not self.layout.is_crowded(i):
+                self._text(x, y + 14, f"{stage.shape[1]}×{stage.shape[2]}", quiet=True, size=11)
+
+    def groups(self, y: float) -> None:
+        """Under each block, and under the head, a brace with its name, its kernels and its parameters."""
+        begins = [
+            i for i, stage in enumerate(self.layout.stages) if i > 0 and stage.group != self.layout.stages[i - 1].group
+        ]
+        ends = [self.layout.stages[i].x - 8 for i in begins[1:]] + [self.layout.end]
+        for i, end in zip(begins, ends, strict=True):
+            x, group = self.layout.stages[i].x, self.layout.stages[i].group
+            brace = [(x, y - 5), (x, y), (end, y), (end, y - 5)]
+            self._line(brace, self.ink[1], 'stroke-width="0.8" stroke-opacity="0.6"')
+            inside = [layer for layer in self.layout.layers if layer.group == group]
+            self._text((x + end) / 2, y + 17, group.capitalize(), bold=True)
+            self._text((x + end) / 2, y + 33, _in_short(inside), quiet=True, size=11.5)
+            parameters = sum(layer.parameters for layer in inside)
+            self._text((x + end) / 2, y + 48, f"{parameters:,} parameters", quiet=True, size=11.5)
+
+    def legend(self, y: float) -> None:
+        """What the colours mean."""
+        shown = {layer.kind: layer for stage in self.layout.stages for layer in stage.layers}
+        texts = {k: f"{k} ({shown[k].settings})" if k == "activation" else k for k in _COLOURS if k in shown}
+        widths = {kind: 30 + 6.3 * len(text) for kind, text in texts.items()}
+        x = (WIDTH - sum(widths.values())) / 2
+        for kind, text in texts.items():
+            colour = _COLOURS[kind]
+            self.parts.append(f'<rect x="{x:.1f}" y="{y - 10:.1f}" width="11" height="11" rx="2.5" fill="{colour}"/>')
+            self._text(x + 16, y, text, quiet=True, size=11.5, anchor="start")
+            x += widths[kind]
+
+    def _line(self, points: Sequence[Point], colour: str, more: str) -> None:
+        path = " L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        self.parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" {more}/>')
+
+    def _polygon(self, points: Sequence[Point], fill: str, more: str) -> None:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self.parts.append(f'<polygon points="{path}" fill="{fill}" stroke-linejoin="round" {more}/>')
+
+    def _text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        quiet: bool = False,
+        bold: bool = False,
+        size: float = 12.5,
+        anchor: str = "middle",
+    ) -> None:
+        width = 0.58 * size * len(text)  # about; nothing is to reach beyond the edges
+        x = min(max(x, width / 2 + 2), WIDTH - width / 2 - 2) if anchor == "middle" else x
+        weight = ' font-weight="600"' if bold else ""
+        self.parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" fill="{self.ink[quiet]}" font-size="{size}" text-anchor="{anchor}"{weight}>'
+            f"{escape(text)}</text>"
+        )
+
+
+def _in_short(layers: Sequence[Layer]) -> str:
+    convolutions = [layer for layer in layers if layer.kind == "convolution" and not layer.shortcut]
+    dense = [layer for layer in layers if layer.kind == "dense"]
+    if convolutions:
+        size = f"{window(convolutions[0])}×{window(convolutions[0])}"
+        return f"{len(convolutions)} × {size} kernels" if len(convolutions) > 1 else f"{size} kernels"
+    return f"{dense[0].output_shape[0]:,} dense units" if dense else layers[0].kind
 
 
 def _mixed(colour: str, other: str, share: float) -> str:

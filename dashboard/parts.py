@@ -36,7 +36,12 @@ def read_or_stop(experiments: Experiments, name: str) -> SweepRecord:
         st.stop()
 
 
-def follow(experiments: Experiments, name: str, content: Callable[[SweepRecord], None]) -> None:
+def follow(
+    experiments: Experiments,
+    name: str,
+    content: Callable[[SweepRecord], None],
+    every_seconds: float = REFRESH_SECONDS,
+) -> None:
     """Show `content` of the sweep, again and again while it runs."""
     live = read_or_stop(experiments, name).is_live
 
@@ -46,7 +51,7 @@ def follow(experiments: Experiments, name: str, content: Callable[[SweepRecord],
             st.rerun()  # the whole page, which then no longer follows
         content(sweep)
 
-    st.fragment(show, run_every=REFRESH_SECONDS if live else None)()
+    st.fragment(show, run_every=every_seconds if live else None)()
 
 
 def heading(title: str, state: str) -> None:
@@ -83,4 +88,4 @@ def counted(number: int, noun: str) -> str:
 
 def plain(text: str) -> str:
     """`text` for Streamlit's Markdown to show as it is."""
-    return re.sub(r"([^\w\s]|_)", r"\\\1", text)
+    return re.sub(r"([!-/:-@[-`{-~])", r"\\\1", text)  # before other characters a backslash is one itself

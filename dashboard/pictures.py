@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trainer.attention import overlay
+
 MOST_FILTERS = 128
 """How many filters a mosaic shows at most."""
 
@@ -21,20 +23,25 @@ _COLD, _ZERO, _HOT = (np.array(c, np.float64) for c in ((33, 102, 172), (247, 24
 def enlarged(image: NDArray[np.uint8], side: int = 224) -> NDArray[np.uint8]:
     """`image` `(C, H, W)`, gray or RGB, as `(H', W')` or `(H', W', 3)` with every pixel as a square, at least `side` wide."""
     pixels = image[0] if len(image) == 1 else image[:3].transpose(1, 2, 0)
-    return magnified(pixels, side)
-
-
-def magnified(pixels: NDArray[np.uint8], side: int = 224) -> NDArray[np.uint8]:
-    """`pixels` `(H, W)` or `(H, W, 3)` with every pixel as a square, so that the picture is at least `side` wide."""
     times = math.ceil(side / max(pixels.shape[:2]))
     return pixels.repeat(times, 0).repeat(times, 1)
 
 
 def data_url(image: NDArray[np.uint8], side: int = 56) -> str:
     """The image `(C, H, W)` as a PNG inside a URL, for a cell of a table."""
+    picture = Image.fromarray(enlarged(image, side))
+    picture.thumbnail((2 * side, 2 * side))
     buffer = io.BytesIO()
-    Image.fromarray(enlarged(image, side)).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def heat_picture(image: NDArray[np.uint8], heat: NDArray[np.float32], side: int = 224) -> NDArray[np.uint8]:
+    """`image` `(C, H, W)` in gray with `heat` `(H, W)`, 0 to 1, over it in colour, smooth: `(H', W', 3)`, at least `side` wide."""
+    times = math.ceil(side / max(heat.shape))
+    height, width = (times * pixels for pixels in heat.shape)
+    smooth = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
+    return overlay(image.repeat(times, 1).repeat(times, 2), smooth)
 
 
 def kernel_pictures(kernels: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -64,9 +71,10 @@ def response_pictures(kernels: NDArray[np.float32], image: NDArray[np.uint8]) ->
 
 
 def mosaic(pictures: NDArray[np.uint8], side: int = 640) -> NDArray[np.uint8]:
-    """The first 128 of `pictures` `(N, h, w, 3)` as tiles of a square, RGBA with nothing between them, about `side` wide."""
+    """The first 128 of `pictures` `(N, h, w, 3)` as tiles, RGBA with nothing between them, about `side` wide."""
     pictures = pictures[:MOST_FILTERS]
-    columns = math.ceil(math.sqrt(len(pictures)))
+    least = math.ceil(math.sqrt(len(pictures)))
+    columns = min(range(least, 3 * least // 2 + 1), key=lambda columns: -len(pictures) % columns)  # no gaps at the end
     rows = math.ceil(len(pictures) / columns)
     times = max(1, round(side / columns / (1 + _GAP) / max(pictures.shape[1:3])))
     tiles = pictures.repeat(times, 1).repeat(times, 2)
@@ -83,7 +91,8 @@ def mosaic(pictures: NDArray[np.uint8], side: int = 640) -> NDArray[np.uint8]:
 def _scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each of the values `(N, ...)` divided by its largest magnitude."""
     largest = np.abs(values).max(tuple(range(1, values.ndim)), keepdims=True)
-    return values / np.where(largest > 0, largest, 1)
+    scaled: NDArray[np.float32] = values / np.maximum(largest, np.finfo(np.float32).tiny)
+    return scaled
 
 
 def _diverging(values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import optuna
 import pandas as pd
@@ -18,7 +18,10 @@ import streamlit as st
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, SweepSummary
 from cluster.studies import Studies
-from dashboard import tables
+from dashboard import filters, optuna_charts, tables
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 FRESH_SECONDS = 1.0
 
@@ -112,7 +115,18 @@ _BY_STAMP: dict[str | type[Any], Callable[[Any], Any]] = {SweepRecord: lambda sw
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=_BY_STAMP)
 def ranking_table(sweep: SweepRecord) -> pd.DataFrame:
     """`tables.ranking` of all trials; not to be changed: others look at it too."""
-    return tables.ranking(sweep.trials)
+    return _rankings(sweep.name).of(sweep.trials)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _rankings(name: str) -> tables.Rankings:
+    return tables.Rankings()
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=_BY_STAMP)
+def filter_labels(sweep: SweepRecord) -> dict[str, str]:
+    """`filters.labels` of all trials."""
+    return filters.labels(sweep.trials)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=_BY_STAMP)
@@ -120,6 +134,36 @@ def _optuna_study(
     experiments: Experiments, file: tuple[int, int] | None, sweep: SweepRecord, numbers: frozenset[int]
 ) -> optuna.Study:
     return _studies(experiments, file).optuna_study(sweep.name, numbers.__contains__)
+
+
+@_readable
+@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=_BY_STAMP)
+def importances(experiments: Experiments, sweep: SweepRecord) -> optuna_charts.Importances:
+    """The importances of the hyperparameters. Raises ValueError when the trials say nothing about them."""
+    return optuna_charts.compute_importances(optuna_study(experiments, sweep, optuna_charts.sampled_trials(sweep)))
+
+
+@_readable
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=_BY_STAMP)
+def telling_parameters(experiments: Experiments, sweep: SweepRecord, plot: int) -> list[str]:
+    """The parameters that one of `optuna_charts.PLOTS` can show."""
+    shown = optuna_charts.shown_trials(sweep, optuna_charts.PLOTS[plot].trials)
+    return optuna_charts.telling_parameters(optuna_study(experiments, sweep, shown))
+
+
+@_readable
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=_BY_STAMP)
+def optuna_figure(experiments: Experiments, sweep: SweepRecord, plot: int, parameters: tuple[str, ...]) -> go.Figure:
+    """One of `optuna_charts.PLOTS`; not to be changed. Raises ValueError when Optuna cannot draw it."""
+    drawn = optuna_charts.PLOTS[plot]
+    study = optuna_study(experiments, sweep, optuna_charts.shown_trials(sweep, drawn.trials))
+    return optuna_charts.draw(study, drawn, parameters)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=_BY_STAMP)
+def optuna_distribution(sweeps: tuple[SweepRecord, ...]) -> go.Figure:
+    """The distribution of the values of each sweep's complete trials, of which there must be some; not to be changed."""
+    return optuna_charts.draw_distribution({s.name: optuna_charts.complete_values(s) for s in sweeps})
 
 
 def _file_identity(experiments: Experiments) -> tuple[int, int] | None:

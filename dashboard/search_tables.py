@@ -96,49 +96,47 @@ def fates(trials: Iterable[TrialRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["epoch", "fate", "trials", "share"])
 
 
-def group_names(trials: Iterable[TrialRecord]) -> dict[str, str]:
-    """Names for people of the worker groups that trained a trial, 'group 1' for the one that began first."""
-    began: dict[str, float] = {}
-    for t in trials:
-        if t.group is not None and t.group_began is not None:
-            began[t.group] = min(t.group_began, began.get(t.group, t.group_began))
-    ordered = sorted(began, key=lambda group: (began[group], group))
-    return {group: f"group {place}" for place, group in enumerate(ordered, 1)}
-
-
 def timeline(trials: Iterable[TrialRecord], most: int = MOST_BARS) -> pd.DataFrame:
     """A row per trial that a group began, the latest ones: group, trial, name, state, value, epochs, begin, end, seconds.
 
-    `begin` and `end` are minutes since the first group began its first trial.
+    Groups are 'group 1' and so on, as they began; `begin` and `end` are minutes since the first one began its first trial.
     """
-    begun = [t for t in trials if t.group is not None and t.group_began is not None]
-    names = group_names(begun)
-    start = min((t.group_began for t in begun if t.group_began is not None), default=0.0)
+    begun = _begun(trials)
+    names = _group_names(begun)
     rows = []
-    for t in sorted(begun, key=lambda t: (t.group_began, t.number))[-most:]:
-        assert t.group is not None and t.group_began is not None
-        begin, end = (seconds / 60 for seconds in (t.group_began - start, t.group_began - start + t.train_seconds))
-        rows.append(
-            (names[t.group], t.number, trial_name(t.number), t.state, t.value, t.epochs_done, begin, end, t.train_seconds)
-        )
+    for group, began, t in begun[-most:]:
+        begin = (began - begun[0][1]) / 60
+        end = begin + t.train_seconds / 60
+        name = trial_name(t.number)
+        rows.append((names[group], t.number, name, t.state, t.value, t.epochs_done, begin, end, t.train_seconds))
     columns = ["group", "trial", "name", "state", "value", "epochs", "begin", "end", "seconds"]
     return pd.DataFrame(rows, columns=columns).astype({"value": "float64"})
 
 
 def group_work(trials: Iterable[TrialRecord]) -> pd.DataFrame:
-    """A row per worker group: group, trials, minutes (from its first trial's beginning to its last one's end), busy (a share)."""
-    begun = [t for t in trials if t.group is not None and t.group_began is not None]
+    """A row per worker group: group, trials, minutes (from its first trial's beginning to its last one's end), busy (% of them)."""
+    begun = _begun(trials)
     of_group: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for t in begun:
-        assert t.group is not None and t.group_began is not None
-        of_group[t.group].append((t.group_began, t.train_seconds))
+    for group, began, t in begun:
+        of_group[group].append((began, t.train_seconds))
     rows = []
-    for group, name in group_names(begun).items():
+    for group, name in _group_names(begun).items():
         work = of_group[group]
-        span = max(began + seconds for began, seconds in work) - min(began for began, _ in work)
-        busy = min(1.0, sum(seconds for _, seconds in work) / span) if span else None
+        span = max(began + seconds for began, seconds in work) - work[0][0]
+        busy = min(100.0, 100 * sum(seconds for _, seconds in work) / span) if span else None
         rows.append((name, len(work), span / 60, busy))
     return pd.DataFrame(rows, columns=["group", "trials", "minutes", "busy"]).astype({"busy": "Float64"})
+
+
+def _begun(trials: Iterable[TrialRecord]) -> list[tuple[str, float, TrialRecord]]:
+    """The trials that a worker group began, with that group and when, in that order."""
+    found = [(t.group, t.group_began, t) for t in trials if t.group is not None and t.group_began is not None]
+    return sorted(found, key=lambda begun: (begun[1], begun[2].number))
+
+
+def _group_names(begun: Iterable[tuple[str, float, TrialRecord]]) -> dict[str, str]:
+    groups = dict.fromkeys(group for group, _, _ in begun)
+    return {group: f"group {place}" for place, group in enumerate(groups, 1)}
 
 
 def _began(sweep: SweepRecord) -> float:

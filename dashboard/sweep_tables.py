@@ -27,7 +27,7 @@ SWEEPS = (
     Column("progress", "progress", "How many of the wanted trials have ended", "Float64", "percent"),
     Column("best", "best", "The best validation accuracy of a trial that ran to its end", "Float64", "%.4f"),
     Column("data", "data", "The data set, or the folder of images"),
-    Column("begun", "begun", "When it first ran, by your clock", "datetime64[ns, UTC]", "D MMM YYYY, HH:mm"),
+    Column("begun", "begun", "When it first ran, by your clock", "datetime64[ns, UTC]", "D MMM YY, HH:mm"),
     Column("minutes", "took", "How long it ran, all its runs together", "Float64", "%.1f min"),
     Column("groups", "groups", "Worker groups of its last run", "Int64"),
     Column("trials", "trials", "How many have ended, of how many, and what became of them"),
@@ -69,6 +69,12 @@ def sweeps(summaries: Sequence[SweepSummary], notes: Mapping[str, str]) -> pd.Da
     return _frame(rows, SWEEPS)
 
 
+def standing(summaries: Sequence[SweepSummary], name: str) -> str:
+    """What became of the trials of one sweep, such as '3 of 20 trials ended: 2 complete, 1 pruned, 1 running'."""
+    found = next((s for s in summaries if s.name == name), None)
+    return _trials(found, " trials ended") if found else "which is gone"
+
+
 def groups(sweep: SweepRecord) -> pd.DataFrame:
     """A row per worker group of the sweep's run, in the order of their names; columns are `GROUPS`.
 
@@ -91,8 +97,8 @@ def _ended(summary: SweepSummary) -> int:
     return sum(summary.counts.get(state, 0) for state in _ENDED)
 
 
-def _trials(summary: SweepSummary) -> str:
-    total = f"{_ended(summary):,}" + (f" of {summary.trials:,}" if summary.trials else "")
+def _trials(summary: SweepSummary, noun: str = "") -> str:
+    total = f"{_ended(summary):,}" + (f" of {summary.trials:,}" if summary.trials else "") + noun
     states = [f"{count:,} {_STATE_WORDS[state]}" for state, count in summary.counts.items() if count]
     return f"{total}: {', '.join(states)}" if states else total
 

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import tables
-from trainer.analysis import Analysis, Pictures
-from trainer.evaluation import CALIBRATION_BINS, Calibration
+from trainer.domains import Value
 from trainer.hyperparameters import ModelConfig, flatten, in_short, parameter, unflatten
 from trainer.layers import Layer
-
-MOST_CLASSES = 100
-"""How many classes a confusion matrix shows at most."""
-
-MOST_PAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,9 @@ def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
     """The trial's headline numbers; what it does not have is '–'."""
     speeds = trial.history.get("images_per_second") or ()
     baseline = sweep.baseline
-    gain = None if baseline is None or trial.value is None else 100 * (trial.value - baseline.value_or_zero)
+    gain = None
+    if baseline is not None and baseline.value is not None and trial.value is not None:
+        gain = 100 * (trial.value - baseline.value)
     planned = planned_epochs(sweep, trial)
     accuracy = trial.value if trial.value is not None else max(trial.history.get("val_accuracy") or (), default=None)
     of_which = "of its last epoch" if trial.state == "PRUNED" else "of its best epoch"
@@ -62,8 +55,8 @@ def planned_epochs(sweep: SweepRecord, trial: TrialRecord) -> int:
     return int(trial.config.get("training.epochs", sweep.config.epochs))
 
 
-def summary(trial: TrialRecord) -> str:
-    """The trial's origin in one line: its preset, the few values that tell configurations apart, its group, its time."""
+def summary(trial: TrialRecord) -> list[str]:
+    """The trial's origin in short: its preset, the few values that tell configurations apart, its group, its time."""
     facts = [f"preset {trial.preset}"] if trial.preset else []
     if "model.blocks" in trial.config:
         facts.append(in_short(trial.config))
@@ -71,7 +64,7 @@ def summary(trial: TrialRecord) -> str:
         facts.append(f"worker {trial.group}")
     if trial.begun is not None:
         facts.append(f"{trial.begun:%-d %B %Y, %H:%M} UTC")
-    return " · ".join(facts)
+    return facts
 
 
 def why_no_weights(trial: TrialRecord) -> str:
@@ -91,6 +84,14 @@ def why_no_weights(trial: TrialRecord) -> str:
     )
 
 
+def why_pruned(sweep: SweepRecord, trial: TrialRecord) -> str:
+    """When the search stopped a pruned trial, and what that means."""
+    return (
+        f"The search stopped this trial after epoch {trial.epochs_done} of {planned_epochs(sweep, trial)}: its accuracy was not "
+        "among the best of the trials that got there. Weights of pruned trials are not kept."
+    )
+
+
 def model_config(trial: TrialRecord) -> ModelConfig:
     """The network's hyperparameters. Raises ValueError when the record does not say them, or says others than there are."""
     if not any(name.startswith("model.") for name in trial.config):
@@ -101,31 +102,58 @@ def model_config(trial: TrialRecord) -> ModelConfig:
 def configuration(trial: TrialRecord) -> pd.DataFrame:
     """A row per hyperparameter: section, hyperparameter, value, default (as text), differs, meaning."""
     found = tables.hyperparameter_values([trial])
-    defaults = _defaults(trial)
     rows = []
     for column in tables.hyperparameter_columns([trial]):
-        value, default = found[column.name][0], defaults.get(column.name)
+        value, default = found[column.name][0], _default(column.name, trial)
         section = column.name.partition(".")[0]
-        meaning = parameter(column.name).doc if column.name in defaults else column.help
+        meaning = parameter(column.name).doc if default is not None else column.help
         rows.append((section, column.label, _written(value), _written(default), value != default, meaning))
     return pd.DataFrame(rows, columns=["section", "hyperparameter", "value", "default", "differs", "meaning"])
 
 
-def _defaults(trial: TrialRecord) -> dict[str, Any]:
-    """The defaults of what the trial's configuration has, by the column's name: '3-3-3' for a value per block."""
-    blocks = trial.config.get("model.blocks")
+def _default(name: str, trial: TrialRecord) -> Value | None:
+    """A hyperparameter's default, '3-3-3' for as many blocks as the trial has; None for one of another version."""
     try:
-        flat = flatten(unflatten({"model.blocks": blocks} if blocks is not None else {}))
-    except ValueError:  # another version's number of blocks
-        flat = flatten(unflatten({}))
-    joined = {
-        name: values[0]
-        for name, values in tables.hyperparameter_values([TrialRecord(0, "COMPLETE", None, flat)]).items()
-    }
-    conditional = {}
-    for name in tables.hyperparameter_values([trial]):
-        try:
-            conditional[name] = parameter(name).default
-        except ValueError:
-            continue
-    return conditional | {k: v for k, v in joined.items() if k in conditional} | {"model.blocks": ModelConfig().blocks}
+        declared = parameter(name)
+        blocks = {"model.blocks": trial.config["model.blocks"]} if declared.per_block else {}
+        defaults = TrialRecord(0, "COMPLETE", None, flatten(unflatten(blocks)))
+    except (KeyError, ValueError):
+        return None
+    return tables.hyperparameter_values([defaults])[name][0] if declared.per_block else declared.default
+
+
+def epochs(trial: TrialRecord) -> pd.DataFrame:
+    """A row per epoch and metric, for curves: epoch, metric (a field of `EpochMetrics`), value. What is not finite is missing."""
+    rows = [
+        (int(epoch), name, value if math.isfinite(value) else None)
+        for name, values in trial.history.items()
+        if name != "epoch"
+        for epoch, value in zip(trial.history["epoch"], values, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["epoch", "metric", "value"])
+
+
+def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:
+    """A row per layer in the order of the forward pass: layer, output, parameters, share (of all parameters), settings."""
+    total = max(1, sum(layer.parameters for layer in layers))
+    return pd.DataFrame(
+        {
+            "layer": [layer.name for layer in layers],
+            "output": ["×".join(map(str, layer.output_shape)) for layer in layers],
+            "parameters": [layer.parameters for layer in layers],
+            "share": [100 * layer.parameters / total for layer in layers],
+            "settings": [layer.settings for layer in layers],
+        }
+    )
+
+
+def _written(value: Value | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _text(value: float | None, template: str) -> str:
+    return template.format(value) if value is not None else "–"

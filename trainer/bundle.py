@@ -185,9 +185,7 @@ class Bundle:
         with torch.inference_mode():
             return cast(NDArray[np.float32], self._program(torch.from_numpy(images)).numpy())
 
-    def predict(
-        self, sources: Sequence[Path | IO[bytes]], top: int = 5, batch_size: int = 64
-    ) -> Iterator[Prediction]:
+    def predict(self, sources: Sequence[Path | IO[bytes]], top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
         """The predictions for image files, or open files of a stranger, in their order: `read_image` says which may be read.
 
         Raises BrokenImageError for one that cannot be read.

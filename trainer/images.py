@@ -100,7 +100,9 @@ def name_of(source: Path | IO[bytes]) -> str:
 def _check_size(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_UPLOAD_PIXELS:
-        raise ValueError(f"it has {width}x{height} pixels, but at most {MAX_UPLOAD_PIXELS:,} are allowed: make it smaller")
+        raise ValueError(
+            f"it has {width}x{height} pixels, but at most {MAX_UPLOAD_PIXELS:,} are allowed: make it smaller"
+        )
 
 
 def _broken(source: Path | IO[bytes], error: Exception) -> BrokenImageError:

@@ -1,22 +1,20 @@
-"""The page of a sweep's ranking: headline numbers, the ranked trials, their learning curves, and what failed."""
+"""The page of a sweep's ranking: headline numbers, the ranked trials, accuracy against cost, learning curves, what failed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import charts, tables
+from dashboard import charts, leaderboard, pareto, tables
+from dashboard.leaderboard import Board
 from dashboard.parts import counted, follow, heading, plain
-from dashboard.records import ranking_table
-from dashboard.tables import Column
 
-SHOWN_BY_DEFAULT = 5
+CURVES_BY_DEFAULT = 5
+COMPARED = range(2, 7)
+FAILURES_SHOWN = 10
 
 
 def show(experiments: Experiments, name: str) -> None:
@@ -31,9 +29,19 @@ def _content(sweep: SweepRecord) -> None:
     if not sweep.trials:
         st.info("The sweep has no trials yet.")
         return
-    selected = _ranked_trials(sweep)
-    _learning_curves(selected or _best(sweep), by_choice=bool(selected))
-    _progress(sweep)
+    board, columns = leaderboard.choose(sweep)
+    place = st.container()
+    left, right = st.columns(2, gap="medium")
+    with left:
+        cost = _choose_cost()
+    front = pareto.front(board.table, cost)
+    with place:
+        selected = leaderboard.show(sweep, board, columns, leaderboard.marks(board.table, front))
+        _lead_on(sweep, selected)
+    with left:
+        _accuracy_against_cost(board, cost, front, selected)
+    with right:
+        _curves(sweep, selected)
     _failures(sweep)
 
 
@@ -54,112 +62,126 @@ def _facts(sweep: SweepRecord) -> None:
 
 
 def _headline(sweep: SweepRecord) -> None:
-    best, timing = sweep.best, sweep.timing
+    best, baseline, timing = sweep.best, sweep.baseline, sweep.timing
     spent = (
         f"Until the first trial began {tables.duration(timing.startup_seconds)}, between two trials "
         f"{timing.overhead_seconds:.2f} s (median), training {tables.duration(timing.train_seconds)} over all groups."
     )
     accuracy = "On the validation split, of the best trial that ran to its end. The search does not see the test split."
+    gain = "Of the best trial over the preset's, in percentage points; below, the share of wrongly classified images of both."
     with st.container(horizontal=True):
-        st.metric("Best validation accuracy", f"{best.value:.4f}" if best else "–", help=accuracy, border=True)
-        st.metric("Best trial", best.number if best else "–", border=True)
-        for state, count in sweep.counts.items():
-            if count or state in ("COMPLETE", "PRUNED", "FAIL"):
-                st.metric(state.capitalize(), count, border=True)
-        st.metric("Wall time", tables.duration(timing.wall_seconds), help=spent, border=True)
-
-
-def _ranked_trials(sweep: SweepRecord) -> list[TrialRecord]:
-    """The table of the trials; returns those whose rows are selected."""
-    st.subheader("Trials, best first")
-    table = ranking_table(sweep)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        everything = st.toggle("All hyperparameters", help="Also those that are the same in all trials")
-        st.download_button(
-            "Download CSV",
-            partial(tables.export, sweep.trials),
-            file_name=f"{sweep.name}-trials.csv",
-            mime="text/csv",
-            icon="⬇️",
-            on_click="ignore",
+        _metric(
+            "Best accuracy",
+            f"{best.value:.4f}" if best else "–",
+            f"trial {best.number}" if best else "none yet",
+            accuracy,
         )
-    numbers = [t.number for t in sweep.trials]
-    key = f"ranking of {sweep.name}"
-    _keep_selection(key, numbers)
-    state = st.dataframe(
-        table[list(table.columns) if everything else tables.varied(table)],
-        column_config=_column_config(table, tables.hyperparameter_columns(sweep.trials)),
-        hide_index=True,
-        placeholder="",
-        key=key,
-        on_select="rerun",
-        selection_mode="multi-row",
-        alt=f"The trials of sweep {sweep.name}, best first",
-    )
-    return [sweep.trials[row] for row in state["selection"]["rows"]]
+        if best and baseline:
+            _metric("Gain over the preset", tables.gain(baseline, best), tables.errors(baseline, best), gain)
+        _metric("Complete trials", f"{sweep.counts['COMPLETE']:,} of {len(sweep.trials):,}", tables.other_counts(sweep))
+        _metric("Wall time", tables.duration(timing.wall_seconds), counted(timing.groups, "group"), spent)
+    if baseline:
+        place = 1 + [t.number for t in sweep.trials].index(baseline.number)
+        st.caption(
+            f":orange-badge[preset] The baseline, {plain(baseline.preset or '')}, is {tables.trial_name(baseline.number)}: "
+            f"accuracy {baseline.value:.4f}, rank {place:,}."
+        )
 
 
-def _keep_selection(key: str, numbers: Sequence[int]) -> None:
-    """Let the selection stay with the trials when the ranking changes: Streamlit keeps it with the rows' positions."""
-    shown = st.session_state.get(f"{key}, as shown")
-    if shown is not None and shown != numbers and key in st.session_state:
-        selected = {shown[row] for row in st.session_state[key]["selection"]["rows"]}
-        rows = [row for row, number in enumerate(numbers) if number in selected]
-        st.session_state[key] = {"selection": {"rows": rows}}
-    st.session_state[f"{key}, as shown"] = numbers
+def _metric(label: str, value: str, below: str, about: str | None = None) -> None:
+    st.metric(label, value, below, delta_color="off", delta_arrow="off", help=about, border=True)
 
 
-def _column_config(table: pd.DataFrame, hyperparameters: Sequence[Column]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for column in (*tables.OUTCOME, *hyperparameters):
-        if column.name not in table:
-            continue
-        pinned = column.name in ("rank", "trial")
-        if column.name == "curve":
-            config = st.column_config.LineChartColumn(
-                column.label, help=column.help, y_min=0.0, y_max=1.0, color="blue", width="small"
-            )
-        elif column.dtype == "boolean":
-            config = st.column_config.CheckboxColumn(column.label, help=column.help)
-        elif column.dtype in ("Int64", "Float64"):
-            config = st.column_config.NumberColumn(column.label, help=column.help, format=column.format, pinned=pinned)
-        else:
-            config = st.column_config.Column(column.label, help=column.help)
-        found[column.name] = config
-    return found
-
-
-def _best(sweep: SweepRecord) -> list[TrialRecord]:
-    return [t for t in sweep.trials if t.epochs_done][:SHOWN_BY_DEFAULT]
-
-
-def _learning_curves(trials: Sequence[TrialRecord], by_choice: bool) -> None:
-    st.subheader("Learning curves")
-    whose = "the selected trials" if by_choice else "the best trials; select rows of the table to see others"
-    st.caption(f"Of {whose}. Losses: validation solid with dots, training dashed with triangles.")
-    curves = tables.learning_curves(trials)
-    if curves.empty:
-        st.info("No epoch of these trials has ended.")
+def _lead_on(sweep: SweepRecord, selected: Sequence[TrialRecord]) -> None:
+    """What can be done with the selected trials."""
+    if not selected:
+        st.caption("Select rows to see their curves, to open a trial or to compare up to six.")
         return
-    left, right = st.columns(2)
-    left.altair_chart(charts.accuracy_by_epoch(curves), alt="Validation accuracy after each epoch")
-    right.altair_chart(charts.losses_by_epoch(curves), alt="Training and validation loss of each epoch")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if len(selected) in COMPARED and st.button(f"Compare {len(selected)} trials"):
+            _go_to("compare", "trials", [t.number for t in selected])
+        for number in [t.number for t in selected][: COMPARED.stop - 1]:
+            if st.button(f"Open trial {number}"):
+                _go_to("trial", "trial", number)
+        if len(selected) >= COMPARED.stop:
+            st.markdown(f"{counted(len(selected), 'trial')} are selected; up to {COMPARED.stop - 1} can be compared.")
+        st.button("Clear", on_click=leaderboard.clear_selection, args=(sweep,), type="tertiary")
 
 
-def _progress(sweep: SweepRecord) -> None:
-    progress = tables.best_so_far(sweep.trials)
-    if len(progress) > 1:
-        st.subheader("Progress of the search")
-        st.caption("Each trial's validation accuracy; the line is the best of the complete trials so far.")
-        st.altair_chart(charts.best_by_trial(progress), alt="Validation accuracy of each trial and the best so far")
+def _go_to(page: str, key: str, value: object) -> None:
+    """Show another page of the dashboard with `value` in its widget of that key."""
+    st.session_state[key] = value
+    # Streamlit knows a page by its address; the function is never called.
+    st.switch_page(st.Page(lambda: None, title=page, url_path=page), query_params=st.query_params.to_dict())
+
+
+def _choose_cost() -> str:
+    st.subheader("Accuracy against cost")
+    return st.segmented_control(
+        "Cost",
+        list(pareto.COSTS),
+        format_func=lambda name: pareto.COSTS[name].label,
+        default="parameters",
+        required=True,
+        label_visibility="collapsed",
+        key="cost",
+        bind="query-params",
+    )
+
+
+def _accuracy_against_cost(board: Board, cost: str, front: frozenset[int], selected: Sequence[TrialRecord]) -> None:
+    numbers = [t.number for t in selected]
+    points = pareto.points(board.table, cost, front, numbers)
+    if points.empty:
+        st.info("No trial that is shown has run to its end.")
+        return
+    there = pareto.complete_count(board.table, cost)
+    drawn = f" {len(points):,} of {there:,} complete trials are drawn, the whole front among them." * (
+        len(points) < there
+    )
+    st.altair_chart(
+        charts.accuracy_against_cost(points, pareto.COSTS[cost], numbers),
+        alt=f"Validation accuracy of the complete trials against their {pareto.COSTS[cost].label}, and the Pareto front",
+    )
+    st.caption(f"The line is the front: no complete trial that is shown is both more accurate and cheaper.{drawn}")
+
+
+def _curves(sweep: SweepRecord, selected: Sequence[TrialRecord]) -> None:
+    st.subheader("Learning curves")
+    trials = selected or [t for t in sweep.trials if t.epochs_done][:CURVES_BY_DEFAULT]
+    accuracy, losses, progress = st.tabs(
+        ["Accuracy", "Losses", "Progress of the search"], key="curves", on_change="rerun"
+    )
+    curves = tables.learning_curves(trials)
+    whose = "Of the selected trials." if selected else "Of the best trials; select rows to see others."
+    if curves.empty:
+        accuracy.info("No epoch of these trials has ended.")
+        losses.info("No epoch of these trials has ended.")
+    elif accuracy.open:
+        accuracy.altair_chart(
+            charts.accuracy_by_epoch(curves, legend_columns=3), alt="Validation accuracy after each epoch"
+        )
+        accuracy.caption(whose)
+    elif losses.open:
+        losses.altair_chart(
+            charts.losses_by_epoch(curves, legend_columns=3), alt="Training and validation loss of each epoch"
+        )
+        losses.caption(f"{whose} Validation solid with dots, training dashed with triangles.")
+    if progress.open:
+        found = tables.best_so_far(sweep.trials)
+        progress.altair_chart(charts.best_by_trial(found), alt="Validation accuracy of each trial and the best so far")
+        progress.caption("Each trial's validation accuracy; the line is the best of the complete trials so far.")
 
 
 def _failures(sweep: SweepRecord) -> None:
     failures = tables.failures(sweep.trials)
     if failures:
         st.subheader("Failed trials")
-    for reason, trials in failures.items():
-        which = ", ".join(str(t.number) for t in trials)
-        title = f"Trial{'s' if len(trials) > 1 else ''} {which}: {plain(reason)}"
+    for reason, trials in list(failures.items())[:FAILURES_SHOWN]:
+        title = f"{tables.trial_names(trials)}: {plain(reason)}"
         with st.expander(title, expanded=len(failures) == 1):
             st.code(trials[0].error or reason, language=None, wrap_lines=True)
+    if len(failures) > FAILURES_SHOWN:
+        st.caption(
+            f"And {counted(len(failures) - FAILURES_SHOWN, 'other error')}: choose the state FAIL above the table."
+        )

@@ -14,7 +14,7 @@ from dashboard.parts import REFRESH_SECONDS, counted, plain
 
 _TABLE = "the sweeps"
 _NAMES = "the sweeps, as shown"
-_WIDTHS = {"state": 95, "progress": 110, "best": 65}
+_WIDTHS = {"state": 95, "progress": 90, "best": 65}
 
 
 def show(experiments: Experiments, name: str) -> None:
@@ -29,7 +29,6 @@ def show(experiments: Experiments, name: str) -> None:
         _table(experiments, summaries, name)
 
     st.fragment(table, run_every=REFRESH_SECONDS if live else None)()
-    st.caption("Pick a row to make it the current sweep: Ranking, Search and the other pages on the left then show it.")
     mention_others(experiments)
 
 
@@ -63,6 +62,10 @@ def _table(experiments: Experiments, summaries: Sequence[SweepSummary], name: st
         on_select=_pick,
         selection_mode="single-row-required",
         alt="The sweeps, the newest first",
+    )
+    st.markdown(
+        f"The current sweep is **{plain(name)}**, {plain(sweep_tables.standing(summaries, name))}. Pick another row to change it; "
+        "Ranking, Search and the other pages on the left show the current one."
     )
 
 

@@ -1,0 +1,83 @@
+"""Accuracy against what it costs: which trials no other one beats in both, and which of them a chart draws. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+AT_MOST_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Something that a good trial has little of. `format` is that of d3, for a chart's axis and tooltips."""
+
+    label: str
+    axis: str
+    help: str
+    format: str
+
+
+COSTS = {
+    "parameters": Cost("parameters", "trainable parameters", "Trainable parameters of the network", ",.3~s"),
+    "train_seconds": Cost("train time", "train time, seconds", "Time of training and validation, seconds", ",.4~g"),
+    "image_milliseconds": Cost(
+        "time per image",
+        "training time per image, milliseconds",
+        "Milliseconds of training per image and pass over the data: 1000 / images per second, over all ranks",
+        ",.3~g",
+    ),
+}
+"""What accuracy can be weighed against, by name."""
+
+
+def front(table: pd.DataFrame, cost: str) -> frozenset[int]:
+    """The numbers of the complete trials that no other complete trial of the ranking beats in accuracy and cost at once.
+
+    Of equal ones all are in it. Trials without the cost are left out.
+    """
+    trials = _complete(table, cost)
+    costs, values = trials["cost"].to_numpy(), trials["value"].to_numpy()
+    order = np.lexsort((-values, costs))
+    costs, values = costs[order], values[order]
+    first = np.searchsorted(costs, costs)  # of those that cost the same: the best of them
+    cheaper = np.concatenate([[-np.inf], np.maximum.accumulate(values)])[first]
+    return frozenset(trials["trial"].to_numpy()[order][(values > cheaper) & (values == values[first])].tolist())
+
+
+def points(
+    table: pd.DataFrame, cost: str, front: Collection[int], keep: Collection[int] = (), at_most: int = AT_MOST_POINTS
+) -> pd.DataFrame:
+    """A row per complete trial that has the cost: trial, value, cost, preset, front. By cost, and of equal cost by value.
+
+    Beyond `at_most` rows the others are left out evenly along the ranking, but for those in the front, the preset's and `keep`.
+    """
+    trials = _complete(table, cost)
+    trials["front"] = trials["trial"].isin(list(front))
+    if len(trials) > at_most:
+        stays = trials["front"] | trials["preset"].notna() | trials["trial"].isin(list(keep))
+        others = trials[~stays]
+        chosen = np.linspace(0, len(others) - 1, max(0, at_most - int(stays.sum()))).astype(int)
+        trials = pd.concat([trials[stays], others.iloc[chosen]])
+    return trials.sort_values(["cost", "value"], ignore_index=True)
+
+
+def complete_count(table: pd.DataFrame, cost: str) -> int:
+    """How many trials of the ranking ran to their end and have the cost."""
+    return len(_complete(table, cost))
+
+
+def _complete(table: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The complete trials that have the cost, in the ranking's order: trial, value, cost, preset."""
+    costs = 1000 / table["images_per_second"] if cost == "image_milliseconds" else table[cost]
+    found = pd.DataFrame({"trial": table["trial"], "value": table["value"], "cost": costs})
+    found["preset"] = table["preset"] if "preset" in table else pd.Series(dtype="string")
+    usable = (table["state"] == "COMPLETE") & found["value"].notna() & (found["cost"] > 0)
+    found = found[
+        usable.fillna(False).to_numpy(dtype=bool) & np.isfinite(found["cost"].to_numpy(float, na_value=np.nan))
+    ]
+    typed: pd.DataFrame = found.astype({"trial": "int64", "value": "float64", "cost": "float64"})
+    return typed
