@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from cluster.config import SweepConfig
 from cluster.notes import noted_trials, read_note
-from cluster.record import STATES, SweepRecord, SweepSummary, TrialRecord, rank, wall_seconds
+from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, SweepSummary, TrialRecord, rank, wall_seconds
 
 _Study: Any = models.StudyModel
 _Trial: Any = models.TrialModel
@@ -54,7 +54,7 @@ class StudyReader:
             record = SweepRecord(
                 name=self._name,
                 state=attributes.get("state", "NEW"),
-                config=SweepConfig.from_json(json.loads(attributes["config"])),
+                config=SweepConfig.from_json(json.loads(attributes[SWEEP_ATTRIBUTE])),
                 classes=tuple(attributes.get("classes", ())),
                 image_shape=tuple(shape) if shape else None,
                 runs=tuple(attributes.get("runs", ())),
@@ -168,14 +168,14 @@ def summaries(engine: sql.Engine) -> list[SweepSummary]:
     return [
         _summary(name, attributes, counts[study_id], best.get(study_id))
         for study_id, (name, attributes) in found.items()
-        if "config" in attributes
+        if SWEEP_ATTRIBUTE in attributes
     ]
 
 
 def _summary(
     name: str, attributes: Mapping[str, Any], counts: Mapping[str, int], best_value: float | None
 ) -> SweepSummary:
-    config, runs = SweepConfig.from_json(json.loads(attributes["config"])), attributes.get("runs", ())
+    config, runs = SweepConfig.from_json(json.loads(attributes[SWEEP_ATTRIBUTE])), attributes.get("runs", ())
     return SweepSummary(
         name=name,
         state=attributes.get("state", "NEW"),
@@ -191,7 +191,7 @@ def _summary(
 
 def foreign_studies(engine: sql.Engine) -> list[str]:
     """The names of the studies that are no sweeps, but those of other programs; the newest last."""
-    sweeps = sql.select(_StudyAttribute.study_id).where(_StudyAttribute.key == "config")
+    sweeps = sql.select(_StudyAttribute.study_id).where(_StudyAttribute.key == SWEEP_ATTRIBUTE)
     others = sql.select(_Study.study_name).where(_Study.study_id.not_in(sweeps)).order_by(_Study.study_id)
     with engine.connect() as connection:
         return list(connection.execute(others).scalars())

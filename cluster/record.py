@@ -18,6 +18,8 @@ from trainer.domains import Value
 from trainer.metrics import EpochMetrics
 
 METRIC = "val_accuracy"
+SWEEP_ATTRIBUTE = "convsweep"
+"""The study's attribute that holds its SweepConfig as JSON: a study that has it is a sweep, others are other programs'."""
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 
 

@@ -14,7 +14,7 @@ from cluster import reading
 from cluster.config import SweepConfig
 from cluster.experiments import Experiments
 from cluster.reading import StudyReader
-from cluster.record import SweepRecord, SweepSummary
+from cluster.record import SWEEP_ATTRIBUTE, SweepRecord, SweepSummary
 from cluster.study import SweepStudy
 from trainer.hyperparameters import nearest
 
@@ -93,7 +93,7 @@ class Studies:
         study = optuna.create_study(study_name=config.name, storage=self._storage, direction="maximize")
         study.set_user_attr("classes", list(classes))
         study.set_user_attr("image_shape", image_shape)
-        study.set_user_attr("config", json.dumps(config.to_json()))  # it is a sweep from here on
+        study.set_user_attr(SWEEP_ATTRIBUTE, json.dumps(config.to_json()))  # it is a sweep from here on
         sweep = self.open(config.name)
         sweep.enqueue_first_trials(config)
         return sweep

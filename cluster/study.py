@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from cluster.config import SweepConfig
 from cluster.notes import write_note
 from cluster.reading import StudyReader
-from cluster.record import STATES, SweepRecord
+from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord
 from trainer.domains import Value
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.metrics import EpochMetrics, history
@@ -37,7 +37,7 @@ class SweepStudy:
     @property
     def config(self) -> SweepConfig:
         """What the user asked for."""
-        return SweepConfig.from_json(json.loads(self._study.user_attrs["config"]))
+        return SweepConfig.from_json(json.loads(self._study.user_attrs[SWEEP_ATTRIBUTE]))
 
     @property
     def state(self) -> str:
@@ -62,7 +62,7 @@ class SweepStudy:
 
     def save_config(self, config: SweepConfig) -> None:
         """Record what the user asked for."""
-        self._study.set_user_attr("config", json.dumps(config.to_json()))
+        self._study.set_user_attr(SWEEP_ATTRIBUTE, json.dumps(config.to_json()))
 
     def enqueue_first_trials(self, config: SweepConfig) -> None:
         """The baseline, or the grid's configurations, as waiting trials."""

@@ -22,7 +22,7 @@ def classes(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) ->
     if analysis is None:
         return
     st.caption(analysis_tables.scores_in_short(analysis))
-    left, right = st.columns([5, 4])
+    left, right = st.columns(2)
     with left:
         _confusion(analysis)
     with right:
@@ -33,10 +33,11 @@ def classes(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) ->
         st.dataframe(
             analysis_tables.class_table(analysis),
             hide_index=True,
-            column_config={name: score(name) for name in ("precision", "recall", "F1")},
+            column_config={name: score(name) for name in ("precision", "recall", "F1")}
+            | {"images": st.column_config.NumberColumn(width=60)},
             alt="Precision, recall and F1 of each class",
         )
-    left, right = st.columns([5, 4])
+    left, right = st.columns(2)
     with left:
         st.markdown("**Calibration**: as sure as right?")
         bins = analysis_tables.calibration_bins(analysis.calibration)
@@ -69,7 +70,8 @@ def _confusion(analysis: Analysis) -> None:
         )
     shown = [analysis.classes[i] for i in analysis_tables.most_confused(analysis)]
     cells = analysis_tables.confusion_cells(analysis, as_share=unit != "images")
-    st.altair_chart(trial_charts.confusion(cells, shown, 440), alt="How many images of each class were taken for which")
+    chart = trial_charts.confusion(cells, shown, 430, dark=st.context.theme.type == "dark")
+    st.altair_chart(chart, alt="How many images of each class were taken for which")
     if len(shown) < len(analysis.classes):
         st.caption(f"The {len(shown)} of {len(analysis.classes)} classes with the most mistakes.")
 
@@ -95,7 +97,7 @@ def attention(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) 
     analysis = _analysis(experiments, sweep, trial)
     if analysis is None:
         return
-    left, right = st.columns([2, 5])
+    left, right = st.columns([3, 7])
     with left:
         chosen, i = _choose_picture(analysis)
     with right, loading_torch():
@@ -119,7 +121,7 @@ def _choose_picture(analysis: Analysis) -> tuple[Pictures, int]:
         hide_index=True,
         height=340,
         row_height=60,
-        column_config={"picture": st.column_config.ImageColumn("", width=72)},
+        column_config={"picture": st.column_config.ImageColumn("", width=64)},
         key=f"pictures: {which}",
         on_select="rerun",
         selection_mode="single-row-required",

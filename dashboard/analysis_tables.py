@@ -118,14 +118,10 @@ def caption(analysis: Analysis, pictures: Pictures, i: int) -> str:
 
 
 def picture_table(analysis: Analysis, chosen: Pictures) -> pd.DataFrame:
-    """A row per picture: picture (as a URL), true and predicted class."""
-    return pd.DataFrame(
-        {
-            "picture": [pictures.data_url(image) for image in chosen.images],
-            "true": [analysis.classes[label] for label in chosen.labels],
-            "predicted": [analysis.classes[label] for label in chosen.predicted],
-        }
-    )
+    """A row per picture: picture (as a URL), class ('cat → frog' for a cat that was taken for a frog)."""
+    pairs = zip(chosen.labels, chosen.predicted, strict=True)
+    names = [" → ".join(dict.fromkeys(analysis.classes[label] for label in pair)) for pair in pairs]
+    return pd.DataFrame({"picture": [pictures.data_url(image) for image in chosen.images], "class": names})
 
 
 def kernel_heading(kernels: NDArray[np.float32]) -> str:

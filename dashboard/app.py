@@ -20,26 +20,31 @@ from trainer.hyperparameters import nearest
 PAGES: tuple[tuple[str, str, str, Callable[[Experiments, str], None]], ...] = (
     (
         "Ranking",
-        "🏆",
+        ":material/trophy:",
         "The trials, best first: sort, filter, choose columns, see what the preset has gained",
         ranking.show,
     ),
-    ("Sweeps", "🗂️", "Every sweep of the database: its state, its progress, its best value", sweeps.show),
+    (
+        "Sweeps",
+        ":material/folder_open:",
+        "Every sweep of the database: its state, its progress, its best value",
+        sweeps.show,
+    ),
     (
         "Search",
-        "🔎",
+        ":material/query_stats:",
         "How the search went: best so far, importances, slices, what was pruned when, the groups' time",
         search.show,
     ),
     (
         "Trial",
-        "🔬",
+        ":material/biotech:",
         "One trial: its network, its curves, its mistakes, what its kernels and its attention look like",
         trial.show,
     ),
-    ("Compare", "⚖️", "Trials side by side, and sweeps over each other", compare.show),
-    ("Export", "📦", "Export a trial's model as a bundle, and try it on a picture", export.show),
-    ("Cluster", "🖥️", "The Ray cluster's nodes, and what each worker group trains now", cluster.show),
+    ("Compare", ":material/compare_arrows:", "Trials side by side, and sweeps over each other", compare.show),
+    ("Export", ":material/inventory_2:", "Export a trial's model as a bundle, and try it on a picture", export.show),
+    ("Cluster", ":material/dns:", "The Ray cluster's nodes, and what each worker group trains now", cluster.show),
 )
 
 

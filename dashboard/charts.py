@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-
 from dataclasses import dataclass
 
 import altair as alt
@@ -13,6 +12,8 @@ from dashboard.pareto import Cost
 from dashboard.tables import trial_name
 
 HEIGHT = 380
+CLICKED = "clicked"
+"""The name of the selection of points in charts that have one."""
 STATE_COLOURS = {"COMPLETE": "#1f77b4", "PRUNED": "#ff9f40", "FAIL": "#d62728", "RUNNING": "#7f7f7f"}
 
 
@@ -66,6 +67,7 @@ def best_by_trial(progress: pd.DataFrame) -> alt.LayerChart:
 def accuracy_against_cost(points: pd.DataFrame, cost: Cost, selected: Collection[int] = ()) -> alt.LayerChart:
     """The trials of `pareto.points`; a line joins those in the front, and the preset's and the selected ones stand out."""
     shown = points.assign(kind=_kinds(points, selected), name=points["trial"].map(trial_name))
+    shown["size"] = shown["kind"].map({kind: look.size for kind, look in _KINDS.items()})
     kinds = [kind for kind in _KINDS if (shown["kind"] == kind).any()]
     shown = shown.sort_values("kind", key=lambda kind: kind.map(list(_KINDS).index))  # what matters is drawn last
     spread = points["cost"].max() > 10 * points["cost"].min()
@@ -80,7 +82,7 @@ def accuracy_against_cost(points: pd.DataFrame, cost: Cost, selected: Collection
     dots = base.mark_point(filled=True, opacity=1).encode(
         color=alt.Color("kind:N", scale=by_kind("colour"), legend=alt.Legend(title=None, orient="bottom")),
         shape=alt.Shape("kind:N", scale=by_kind("shape")),
-        size=alt.Size("kind:N", scale=by_kind("size")),
+        size=alt.Size("size:Q", scale=None),  # a scale of one kind would give the legend a path without numbers
         tooltip=[
             alt.Tooltip("name:N", title="trial"),
             alt.Tooltip("value:Q", title="validation accuracy", format=".4f"),
@@ -88,7 +90,8 @@ def accuracy_against_cost(points: pd.DataFrame, cost: Cost, selected: Collection
             alt.Tooltip("preset:N"),
         ],
     )
-    chart: alt.LayerChart = (line + dots).properties(height=HEIGHT)
+    clickable = dots.add_params(alt.selection_point(CLICKED, fields=["trial"]))
+    chart: alt.LayerChart = (line + clickable).properties(height=HEIGHT)
     return chart
 
 

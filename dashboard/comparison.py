@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import search_tables, tables
 from dashboard.search_tables import Over
+from trainer.hyperparameters import parameters
 
 NOTHING = "–"
 MOST_CHANGED = 5
@@ -52,12 +53,13 @@ def outcome(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> pd.DataFrame:
 
 
 def configuration(trials: Sequence[TrialRecord]) -> pd.DataFrame:
-    """The hyperparameters: a row for each that any of the trials has, its label, each trial's value as text, its meaning."""
-    columns = tables.hyperparameter_columns(trials)
+    """A row per hyperparameter that any of the trials has: its name, each trial's value as text, and its meaning."""
     values = tables.hyperparameter_values(trials)
-    rows = {c.label: [_text(value) for value in values[c.name]] for c in columns}
+    names = [c.name for c in tables.hyperparameter_columns(trials)]
+    rows = {name: [_text(value) for value in values[name]] for name in names}
     table = _side_by_side("hyperparameter", rows, trials)
-    table["meaning"] = [c.help.replace("`", "") for c in columns]
+    declared = {p.name: p.doc for p in parameters()}
+    table["meaning"] = [declared.get(name, "not a hyperparameter of this version") for name in names]
     return table
 
 

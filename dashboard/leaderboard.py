@@ -17,44 +17,43 @@ from dashboard.records import filter_labels, ranking_table
 from dashboard.tables import Column
 
 HEIGHT = 390
+_FIXED = ("rank", "trial")
 _EVERY_COLUMN = {"differ": "those that differ", "all": "all", "chosen": "chosen"}
 
 
 @dataclass(frozen=True)
 class Board:
-    """The trials that fit the filters, best first, and their rows of the ranking."""
+    """The trials that fit the filters, best first, their rows of the ranking, and what the filters are, in words."""
 
     trials: Sequence[TrialRecord]
     table: pd.DataFrame
+    conditions: tuple[str, ...] = ()
 
 
 def choose(sweep: SweepRecord) -> tuple[Board, list[str]]:
-    """A row of controls: the filters, the columns and the download. Returns the trials that fit and the columns' names."""
+    """The controls of what the table shows. Returns the trials that fit the filters, and the columns' names."""
     table = ranking_table(sweep)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        present = [state for state in STATES if sweep.counts[state]]
-        states = st.pills("State", present, selection_mode="multi", key="state", bind="query-params")
-        chosen = _choose_filters(sweep)
+    with st.popover("Filter"):
+        states, chosen = _choose_filters(sweep)
+    with st.popover("Columns"):
         columns = _choose_columns(table)
-        board = _fitting(sweep, table, states, chosen)
-        st.download_button(
-            "Download CSV",
-            partial(tables.export, board.trials),
-            file_name=f"{sweep.name}-trials.csv",
-            mime="text/csv",
-            help="The trials that the table shows, with every hyperparameter",
-            on_click="ignore",
-        )
-    if states or chosen:
-        labels = filter_labels(sweep)
-        conditions = [" or ".join(states)] * bool(states)
-        conditions += [f"{labels[name]} {_in_words(wanted)}" for name, wanted in chosen.items()]
-        st.caption(f"{len(board.trials):,} of {counted(len(sweep.trials), 'trial')}: {plain('; '.join(conditions))}")
+    board = _fitting(sweep, table, states, chosen)
+    st.download_button(
+        "Download CSV",
+        partial(tables.export, board.trials),
+        file_name=f"{sweep.name}-trials.csv",
+        mime="text/csv",
+        help="The trials that the table shows, with every hyperparameter",
+        on_click="ignore",
+    )
     return board, columns
 
 
 def show(sweep: SweepRecord, board: Board, columns: Sequence[str], marks: pd.Series[Any]) -> list[TrialRecord]:
     """The table; returns the trials that are selected, also those that the filters hide, best first."""
+    if board.conditions:
+        conditions = plain("; ".join(board.conditions))
+        st.caption(f"{len(board.trials):,} of {counted(len(sweep.trials), 'trial')}: {conditions}")
     numbers = [t.number for t in board.trials]
     key = f"ranking of {sweep.name}"
     if not numbers:
@@ -85,85 +84,85 @@ def selection(sweep: SweepRecord) -> list[int]:
     return found
 
 
-def clear_selection(sweep: SweepRecord) -> None:
-    """Select no trial any more."""
+def select(sweep: SweepRecord, numbers: Sequence[int]) -> None:
+    """Select these trials and no others. To be called before the table is shown."""
     key = f"ranking of {sweep.name}"
-    st.session_state[f"{key}, selected"] = []
+    st.session_state[f"{key}, selected"] = list(numbers)
     _forget_rows(key)
 
 
-def _choose_filters(sweep: SweepRecord) -> dict[str, Sequence[Any]]:
-    """By name, what a trial must have: a range of numbers, or one of the texts. What leaves no trial out is left out."""
+def _choose_filters(sweep: SweepRecord) -> tuple[list[str], dict[str, Sequence[Any]]]:
+    """The states that a trial may be in, and by name what it must have; what leaves no trial out is left out."""
+    present = [state for state in STATES if sweep.counts[state]]
+    states = st.pills("State", present, selection_mode="multi", key="state", bind="query-params")
     labels = filter_labels(sweep)
-    chosen: dict[str, Sequence[Any]] = {}
-    with st.popover("Filter"):
-        names = st.multiselect(
-            "Filter by",
-            list(labels),
-            format_func=labels.__getitem__,
-            placeholder="Choose hyperparameters",
-            key="by",
-            bind="query-params",
+    names = st.multiselect(
+        "Filter by",
+        list(labels),
+        format_func=labels.__getitem__,
+        placeholder="Choose hyperparameters",
+        select_all=False,
+        key="by",
+        bind="query-params",
+    )
+    wanted = {name: _choose_values(filters.make(sweep, name)) for name in names}
+    return states, {name: values for name, values in wanted.items() if values}
+
+
+def _choose_values(wanted: filters.Filter) -> Sequence[Any]:
+    """A range of numbers, or texts of which one must be the trial's; empty when that leaves no trial out."""
+    if wanted.choices:
+        return st.multiselect(
+            wanted.label, wanted.choices, help=wanted.help, placeholder="Any", key=wanted.name, bind="query-params"
         )
-        for name in names:
-            found = filters.make(sweep, name)
-            if found.choices:
-                values = st.multiselect(
-                    found.label, found.choices, help=found.help, placeholder="Any", key=name, bind="query-params"
-                )
-                if values:
-                    chosen[name] = values
-            else:
-                span = st.select_slider(
-                    found.label,
-                    found.steps,
-                    value=found.everything,
-                    format_func=filters.written,
-                    help=found.help,
-                    key=name,
-                    bind="query-params",
-                )
-                if span != found.everything:
-                    chosen[name] = span
-    return chosen
+    span = st.select_slider(
+        wanted.label,
+        wanted.steps,
+        value=wanted.everything,
+        format_func=filters.written,
+        help=wanted.help,
+        key=wanted.name,
+        bind="query-params",
+    )
+    return span if span != wanted.everything else ()
 
 
 def _choose_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the columns to show: what became of the trials always, and of the hyperparameters what was chosen."""
-    known = tables.columns(table)
-    usual = tables.varied(table)
-    with st.popover("Columns"):
-        which = st.segmented_control(
-            "Columns",
-            list(_EVERY_COLUMN),
-            format_func=_EVERY_COLUMN.__getitem__,
-            default="differ",
-            required=True,
-            help="All hyperparameters, those that are not the same in all trials, or the columns of your choice",
-            key="columns",
-            bind="query-params",
-        )
-        if which == "all":
-            return list(known)
-        if which == "differ":
-            return usual
-        fixed = [name for name in ("rank", "trial") if name in known]
-        more = st.multiselect(
-            "Shown",
-            [name for name in known if name not in fixed],
-            default=[name for name in usual if name not in fixed][:8],
-            format_func=lambda name: known[name].label,
-            key="shown",
-            bind="query-params",
-        )
-        return [*fixed, *more]
+    """The names of the columns to show."""
+    known, usual = tables.columns(table), tables.varied(table)
+    which = st.segmented_control(
+        "Columns",
+        list(_EVERY_COLUMN),
+        format_func=_EVERY_COLUMN.__getitem__,
+        default="differ",
+        required=True,
+        help="Those of the hyperparameters that are not the same in all trials, all of them, or those of your choice",
+        key="columns",
+        bind="query-params",
+    )
+    if which != "chosen":
+        return usual if which == "differ" else list(known)
+    fixed = [name for name in _FIXED if name in known]
+    more = st.multiselect(
+        "Shown",
+        [name for name in known if name not in fixed],
+        default=[name for name in usual if name not in fixed][:8],
+        format_func=lambda name: known[name].label,
+        key="shown",
+        bind="query-params",
+    )
+    return [*fixed, *more]
 
 
 def _fitting(sweep: SweepRecord, table: pd.DataFrame, states: Sequence[str], chosen: dict[str, Sequence[Any]]) -> Board:
     if not states and not chosen:
         return Board(sweep.trials, table)
     fits = filters.fitting(sweep.trials, states, chosen)
-    return Board([t for t, fit in zip(sweep.trials, fits, strict=True) if fit], table[fits].reset_index(drop=True))
+    labels = filter_labels(sweep)
+    conditions = [" or ".join(states)] * bool(states)
+    conditions += [f"{labels[name]} {_in_words(wanted)}" for name, wanted in chosen.items()]
+    trials = [t for t, fit in zip(sweep.trials, fits, strict=True) if fit]
+    return Board(trials, table[fits].reset_index(drop=True), tuple(conditions))
 
 
 def _in_words(wanted: Sequence[Any]) -> str:
@@ -204,13 +203,13 @@ def _column_config(columns: dict[str, Column]) -> dict[str, Any]:
         help="preset: the baseline, which the others are compared with. front: no trial shown is both more accurate and cheaper",
         options=["preset", "front"],
         color=["orange", "green"],
-        width=105,
+        width=115,
     )
     return {"marks": marks} | {name: _configured(column) for name, column in columns.items()}
 
 
 def _configured(column: Column) -> Any:
-    pinned = column.name in ("rank", "trial")
+    pinned = column.name in _FIXED
     if column.name == "curve":
         return st.column_config.LineChartColumn(
             column.label, help=column.help, y_min=0.0, y_max=1.0, color="blue", width="small"

@@ -21,7 +21,7 @@ MOST_TRIALS = 1000
 ENOUGH_TRIALS = 50
 """From so many complete trials on, Optuna's importances rest on five good trials or more, as its documentation advises."""
 _VALUE = "validation accuracy"
-_HEIGHT = 460
+_HEIGHT = 420
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ def draw(study: optuna.Study, plot: Plot, parameters: Sequence[str]) -> go.Figur
         trial.number = trial.user_attrs.get("number", trial.number)  # as in the sweep: pictures tell it
     try:
         figure = plot.draw(study, parameters)
-    except Exception as error:  # Optuna supposes that a parameter's values are of one kind, which nothing makes sure
+    except Exception as error:  # other programs may have put trials there of which Optuna's plots make nothing
         raise ValueError(f"Optuna cannot draw this: {type(error).__name__}: {error}.") from error
+    figure.update_xaxes(exponentformat="power").update_yaxes(exponentformat="power")  # not 1µ for a learning rate
     return figure.update_layout(title_text="", height=_HEIGHT, margin={"t": 20, "b": 10, "l": 10, "r": 10})
 
 
@@ -150,8 +151,9 @@ def _slices(study: optuna.Study, parameters: Sequence[str]) -> go.Figure:
     figure.for_each_xaxis(_break_title)
     numbers = [trial.number for trial in _complete(study)]
     first, last = min(numbers), max(numbers)
-    step = max(1, round((last - first) / 5))  # no trial 0.5
-    figure.update_traces(marker_cmin=first, marker_cmax=last, marker_colorbar_dtick=step)  # the same in all slices
+    figure.update_traces(marker_cmin=first, marker_cmax=last)  # the same colours in all slices
+    if last - first < 10:
+        figure.update_traces(marker_colorbar_dtick=1)  # no trial 0.5
     return figure.update_layout(width=None, autosize=True)  # as wide as the page, not 300 pixels for each
 
 

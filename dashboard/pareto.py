@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 AT_MOST_POINTS = 2000
+FAR = 3.0
+"""So many times the distance of the quartiles below the lower one is far below: Tukey's outer fence."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,18 @@ def points(
 ) -> pd.DataFrame:
     """A row per complete trial that has the cost: trial, value, cost, preset, front. By cost, and of equal cost by value.
 
-    Beyond `at_most` rows the others are left out evenly along the ranking, but for those in the front, the preset's and `keep`.
+    Those in the front, the preset's and `keep` are there. Of the others those that lie far below all others are left out,
+    which would press the rest together, and beyond `at_most` rows more of them, evenly along the ranking.
     """
     trials = _complete(table, cost)
     trials["front"] = trials["trial"].isin(list(front))
-    if len(trials) > at_most:
-        stays = trials["front"] | trials["preset"].notna() | trials["trial"].isin(list(keep))
-        others = trials[~stays]
-        chosen = np.linspace(0, len(others) - 1, max(0, at_most - int(stays.sum()))).astype(int)
-        trials = pd.concat([trials[stays], others.iloc[chosen]])
-    return trials.sort_values(["cost", "value"], ignore_index=True)
+    stays = trials["front"] | trials["preset"].notna() | trials["trial"].isin(list(keep))
+    low, high = trials["value"].quantile([0.25, 0.75])
+    others = trials[~stays & (trials["value"] >= low - FAR * (high - low))]
+    room = max(0, at_most - int(stays.sum()))
+    if len(others) > room:
+        others = others.iloc[np.linspace(0, len(others) - 1, room).astype(int)]
+    return pd.concat([trials[stays], others]).sort_values(["cost", "value"], ignore_index=True)
 
 
 def complete_count(table: pd.DataFrame, cost: str) -> int:

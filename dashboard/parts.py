@@ -14,6 +14,8 @@ from dashboard import tables
 from dashboard.records import read_sweep
 
 REFRESH_SECONDS = 2.0
+_BOX = "trial: box"
+_ADDRESS = "trial: in the address"
 _BADGES: dict[str, Literal["green", "blue", "orange", "red", "gray"]] = {
     "FINISHED": "green",
     "COMPLETE": "green",
@@ -62,16 +64,27 @@ def heading(title: str, state: str) -> None:
 
 
 def choose_trial(sweep: SweepRecord, label: str = "Trial") -> TrialRecord:
-    """A box with the sweep's trials, best first, kept in the address as `trial`. The sweep must have trials."""
+    """A box with the sweep's trials, best first. The number is kept in the address, and in the session as `trial`.
+
+    The sweep must have trials. A trial that the sweep does not have is taken for its first one.
+    """
+    # Not bound to the address by Streamlit: that would write the texts there, which change while a trial runs.
+    state, address = st.session_state, st.query_params.get("trial", "")
+    if address != state.get(_ADDRESS) and address.isdecimal():  # a link, or the browser's way back
+        state["trial"] = int(address)
     numbers = [t.number for t in sweep.trials]
-    number = st.selectbox(
-        label,
-        numbers,
-        key="trial",
-        bind="query-params",
-        format_func=lambda number: describe(sweep.trial(number)),
-    )
-    return sweep.trial(number if number is not None else numbers[0])
+    state[_BOX] = state["trial"] if state.get("trial") in set(numbers) else numbers[0]
+
+    def keep() -> None:
+        state["trial"] = state[_BOX]
+
+    st.selectbox(label, numbers, key=_BOX, format_func=lambda n: describe(sweep.trial(n)), on_change=keep)
+    chosen: int = state[_BOX]
+    state["trial"] = chosen
+    state[_ADDRESS] = str(chosen)
+    if address != state[_ADDRESS]:
+        st.query_params["trial"] = state[_ADDRESS]
+    return sweep.trial(chosen)
 
 
 def describe(trial: TrialRecord) -> str:

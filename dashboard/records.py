@@ -29,18 +29,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _readable(function: Callable[P, R]) -> Callable[P, R]:
-    """Turns what a database may raise into a ValueError with one sentence."""
+def _told(done: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Turns what a database may raise into a ValueError with one sentence: it cannot be `done`."""
 
-    @functools.wraps(function)
-    def read(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            reason = str(error.__cause__ or error).split("\n", 1)[0]
-            raise ValueError(f"The study database cannot be read: {reason}.") from error
+    def told(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+                reason = str(error.__cause__ or error).split("\n", 1)[0]
+                raise ValueError(f"The study database cannot be {done}: {reason}.") from error
 
-    return read
+        return call
+
+    return told
+
+
+_readable = _told("read")
 
 
 @_readable
@@ -75,11 +81,21 @@ def optuna_study(experiments: Experiments, sweep: SweepRecord, numbers: frozense
     return _optuna_study(experiments, _file_identity(experiments), sweep, numbers)
 
 
-@_readable
-def write_note(experiments: Experiments, sweep: SweepRecord, text: str, trial: int | None = None) -> None:
-    """Write a note on the sweep or one of its trials. Raises ValueError for too long a text."""
-    _studies(experiments, _file_identity(experiments)).open(sweep.name).write_note(text, trial)
+@_told("written")
+def write_note(
+    experiments: Experiments, sweep: SweepRecord, text: str, trial: int | None = None, *, before: str | None = None
+) -> str:
+    """Write a note on the sweep or one of its trials, unless it says something else than `before` now; return what it says then.
+
+    Without `before` it is written in any case. Raises ValueError for too long a text, and when it cannot be written.
+    """
+    study = _studies(experiments, _file_identity(experiments)).open(sweep.name)
+    now = study.read().notes.get(trial, "")
     _read.clear()
+    if before is not None and now not in (before, text):
+        return now
+    study.write_note(text, trial)
+    return text
 
 
 # The records are frozen, so that sessions can share them; st.cache_data would pickle every epoch at every reading.

@@ -94,7 +94,11 @@ def timeline(bars: pd.DataFrame) -> alt.Chart:
         alt.Chart(bars)
         .mark_bar(stroke="white", strokeWidth=0.4, height=alt.RelativeBandSize(0.8))
         .encode(
-            x=alt.X("begin:Q", axis=alt.Axis(title="minutes since the first trial began", grid=False)),
+            x=alt.X(
+                "begin:Q",
+                scale=alt.Scale(zero=False, nice=False),
+                axis=alt.Axis(title="minutes since the first trial began", grid=False),
+            ),
             x2="end:Q",
             y=alt.Y("group:N", sort=groups, axis=alt.Axis(title=None, labelLimit=200, domain=False, ticks=False)),
             color=_by_state(bars["state"]),

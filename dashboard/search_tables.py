@@ -54,11 +54,11 @@ def progress(sweep: SweepRecord, over: Over) -> pd.DataFrame:
 
 
 def thinned(progress: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
-    """At most about so many rows of a progress: each new best, the last one, and others in equal steps."""
+    """At most about so many rows of a progress: each new best, the last one, and a sample, always the same one."""
     if len(progress) <= most:
         return progress
-    step = -(-len(progress) // most)
-    return progress[progress["gain"] | (progress.index % step == 0) | (progress.index == len(progress) - 1)]
+    sample = random.Random(0).sample(range(len(progress)), most)  # each n-th would follow a rhythm that trials may have
+    return progress[progress["gain"] | progress.index.isin([*sample, len(progress) - 1])]
 
 
 def accuracy_curves(trials: Sequence[TrialRecord], most: int = MOST_CURVES) -> pd.DataFrame:

@@ -53,7 +53,7 @@ OUTCOME = (
 )
 """The ranking's columns that say what became of a trial; those that may be left out are in `_OPTIONAL`."""
 
-_STATES = {"PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+_STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 _OPTIONAL = ("gain", "preset", "error")
 _ARROW = {"Int64": pa.int64(), "Float64": pa.float64(), "string": pa.large_string(), "boolean": pa.bool_()}
 _PANDAS = {arrow: pd.api.types.pandas_dtype(name) for name, arrow in _ARROW.items()}
@@ -183,15 +183,17 @@ def export(trials: Sequence[TrialRecord]) -> str:
     return pd.DataFrame(rows).drop(columns="config", errors="ignore").to_csv(index=False)
 
 
-def other_counts(sweep: SweepRecord) -> str:
-    """How many trials there are in which other state than complete, such as '2 pruned, 1 failed'."""
-    counts = [f"{count:,} {_STATES[state]}" for state, count in sweep.counts.items() if count and state in _STATES]
-    return ", ".join(counts) or "all of them"
+def counts(sweep: SweepRecord) -> tuple[str, str]:
+    """How many trials there are in which state: what is most worth knowing, such as '2 failed', and all of it."""
+    counts = [(state, f"{count:,} {_STATES[state]}") for state, count in sweep.counts.items() if count]
+    failed = [text for state, text in counts if state == "FAIL"]
+    complete = f"{sweep.counts['COMPLETE']:,} complete"
+    return (failed or [complete])[0], ", ".join(text for _, text in counts)
 
 
 def gain(baseline: TrialRecord, best: TrialRecord) -> str:
-    """By how many percentage points the best trial is more accurate, such as '+1.39 points'."""
-    return f"{_error(baseline) - _error(best):+.2f} points"
+    """By how many percentage points the best trial is more accurate, such as '+1.39'."""
+    return f"{_error(baseline) - _error(best):+.2f}"
 
 
 def errors(baseline: TrialRecord, best: TrialRecord) -> str:

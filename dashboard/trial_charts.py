@@ -21,7 +21,7 @@ def curves(epochs: pd.DataFrame, metrics: Mapping[str, str], title: str, height:
     legend = alt.Legend(title=None, orient="top-right", rowPadding=2, symbolSize=50) if len(names) > 1 else None
     base = alt.Chart(rows).encode(
         x=alt.X("epoch:Q", axis=_EPOCH_AXIS),
-        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=",.6~r", tickCount=4)),
+        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=",.4~r", tickCount=4)),
         color=alt.Color("name:N", scale=alt.Scale(domain=names, range=[BLUE, ORANGE][: len(names)]), legend=legend),
         tooltip=[
             alt.Tooltip("epoch:Q", format="d"),
@@ -35,7 +35,7 @@ def curves(epochs: pd.DataFrame, metrics: Mapping[str, str], title: str, height:
     return chart
 
 
-def confusion(cells: pd.DataFrame, classes: list[str], height: int) -> alt.LayerChart:
+def confusion(cells: pd.DataFrame, classes: list[str], height: int, dark: bool = False) -> alt.LayerChart:
     """The confusion matrix: what is right in blue, mistakes in orange, the more of them the stronger."""
     labels = len(classes) <= _MOST_NAMES
     axis: dict[str, Any] = {
@@ -68,7 +68,7 @@ def confusion(cells: pd.DataFrame, classes: list[str], height: int) -> alt.Layer
     )
     layers = [squares]
     if len(classes) <= _MOST_TEXTS:
-        ink = alt.condition("datum.strength > 0.5", alt.value("white"), alt.value("#808895"))
+        ink = alt.condition("datum.strength > 0.6", alt.value("white"), alt.value("#e5e7eb" if dark else "#374151"))
         layers.append(base.mark_text(fontSize=12 if len(classes) <= 12 else 10).encode(text="text:N", color=ink))
     return cast(alt.LayerChart, alt.layer(*layers).properties(height=height))
 

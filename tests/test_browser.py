@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from cluster.experiments import Experiments
 from cluster.studies import Studies
@@ -49,15 +49,27 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 @dataclass
 class Visitor:
-    """A reader in front of the dashboard; `complaints` is what the browser's console had to say."""
+    """A reader in front of the dashboard; `complaints` is what the browser's console had to say, `elsewhere` what it asked others for."""
 
     page: Page
     address: str
     complaints: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
+        self.page.on("request", self._note_request)
+        self.page.on("console", lambda m: self._note_console(m))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _note_console(self, message: ConsoleMessage) -> None:
+        # Streamlit looks for its server under the page's own address first.
+        looking = message.location["url"].endswith(("/_stcore/health", "/_stcore/host-config"))
+        if message.type == "error" and not looking:
+            self.complaints.append(f"{message.text} ({message.location['url']})")
+
+    def _note_request(self, request: Request) -> None:
+        if not request.url.startswith((self.address, "data:", "blob:", self.address.replace("http", "ws", 1))):
+            self.elsewhere.append(request.url)
 
     def open(self, path: str, sweep: str, **more: object) -> None:
         query = "".join(f"&{key}={value}" for key, value in more.items())
@@ -81,6 +93,7 @@ class Visitor:
         assert self.page.locator('[data-testid="stException"]').all_inner_texts() == []
         assert self.page.evaluate(CUT_OFF) == []
         assert self.complaints == []
+        assert self.elsewhere == []
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -169,3 +170,14 @@ def test_an_image_that_cannot_be_read_is_named(written, tmp_path):
         list(loaded.predict([tmp_path / "a.png"]))
     with pytest.raises(BrokenImageError, match="There is no image"):
         list(loaded.predict([Path(tmp_path / "none.png")]))
+
+
+def test_an_open_file_is_classified_as_its_path_is_and_keeps_its_name(written):
+    loaded = Bundle(written[0])
+    paths = sorted((written[0] / "samples").iterdir())[:3]
+    from_paths = list(loaded.predict(paths))
+    files = [io.BytesIO(path.read_bytes()) for path in paths]
+    files[0].name = "mine.png"
+    from_files = list(loaded.predict(files))
+    assert [p.top for p in from_files] == [p.top for p in from_paths]
+    assert [p.path for p in from_files] == ["mine.png", "the image", "the image"]

@@ -117,7 +117,7 @@ def test_a_database_with_studies_of_others_alone_says_so(page: AppTest, tmp_path
     optuna.create_study(study_name="foreign", storage=where.database)
     run(page)
     assert "no sweeps yet" in page.info[0].value
-    assert page.caption[0].value.startswith("1 study of other programs is in the same database")
+    assert page.caption[0].value.startswith("1 study of another program is in the same database")
     assert "optuna-dashboard" in page.caption[0].value
 
 

@@ -273,3 +273,46 @@ def trouble_with(path: Path) -> str | None:
         except Exception as error:
             return repr(error)
     return None
+
+
+# ---- open files ----
+
+
+def opened(image: Image.Image, name: str = "", kind: str = "PNG") -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind)
+    if name:
+        file.name = name
+    return file
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG"])
+def test_an_open_file_is_read_as_its_path_is(tmp_path: Path, kind: str) -> None:
+    file = opened(Image.fromarray(noise(6, 9)), kind=kind)
+    path = tmp_path / "image"
+    path.write_bytes(file.getvalue())
+    np.testing.assert_array_equal(read_image(file, 4, 4, 3), read_image(path, 4, 4, 3))
+
+
+def test_an_open_file_can_be_read_twice() -> None:
+    file = opened(Image.fromarray(noise(6, 9)))
+    np.testing.assert_array_equal(read_image(file, 4, 4, 1), read_image(file, 4, 4, 1))
+
+
+def test_a_format_that_starts_programs_is_not_read_from_an_open_file(tmp_path: Path) -> None:
+    file = opened(Image.fromarray(noise(6, 9, 3)), "drawing.png", "EPS")
+    with pytest.raises(BrokenImageError, match=r"'drawing.png' cannot .* it may be PNG, JPEG, WEBP, BMP, GIF, TIFF\."):
+        read_image(file, 4, 4, 3)
+
+
+def test_an_open_file_has_its_limit_of_pixels(saved: Any) -> None:
+    image = Image.new("1", (8000, 7000))
+    with pytest.raises(BrokenImageError, match=r"'the image' .* has 8000x7000 pixels, but at most 50,000,000"):
+        read_image(opened(image), 4, 4, 1)
+    assert read_image(saved(image), 4, 4, 1).max() == 0  # the user's own file
+
+
+@pytest.mark.parametrize("side", [10_000, 14_000])  # Pillow warns of the first and refuses the second
+def test_a_decompression_bomb_is_one_sentence(side: int) -> None:
+    with pytest.raises(BrokenImageError, match=r"could be decompression bomb DOS attack\.$"):
+        read_image(opened(Image.new("1", (side, side))), 4, 4, 1)

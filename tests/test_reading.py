@@ -168,3 +168,10 @@ def test_threads_may_share_a_reader(where: Experiments, study: SweepStudy) -> No
 def test_a_number_that_is_no_trial_is_one_sentence(where: Experiments, study: SweepStudy) -> None:
     with pytest.raises(ValueError, match="Sweep 's' has no trial 9: it has trials 0 to 3"):
         Studies(where).read("s").trial(9)
+
+
+def test_another_programs_study_with_attributes_of_its_own_is_left_alone(where: Experiments, study: SweepStudy) -> None:
+    foreign = optuna.create_study(study_name="foreign", storage=where.database)
+    foreign.set_user_attr("config", {"lr": 0.1})
+    assert [summary.name for summary in Studies(where).summaries()] == ["s"]
+    assert Studies(where).foreign() == ["foreign"]

@@ -37,10 +37,9 @@ def _groups(sweep: SweepRecord) -> None:
         st.info("The worker groups are starting: none has a trial yet.")
         return
     queued = sweep_tables.queued(sweep)
-    facts = [
-        f"{counted(len(table), 'group')} of {sweep.timing.groups} with a trial so far",
-        f"next: {', '.join(map(str, queued))}" if queued else "no trial was asked for ahead of time",
-    ]
+    facts = [f"{counted(len(table), 'group')} of {sweep.timing.groups} with a trial so far"]
+    if queued:
+        facts.append(f"next: {', '.join(map(str, queued))}")
     st.caption(" · ".join(facts))
     st.dataframe(
         table,

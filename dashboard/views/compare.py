@@ -19,6 +19,9 @@ from trainer.analysis import Analysis
 
 MOST_TRIALS = 6
 MOST_SWEEPS = 4
+VALUE_WIDTH = 150
+"""Pixels: the longest of the declared values fits."""
+
 SweepsOver = Literal["trials", "time", "distribution"]
 _OVER_LABELS: dict[SweepsOver, str] = {
     "trials": "best over the trials",
@@ -101,7 +104,7 @@ def _configuration(trials: Sequence[TrialRecord]) -> None:
             height="content",
             column_config={
                 "hyperparameter": st.column_config.TextColumn("hyperparameter", pinned=True),
-                "meaning": st.column_config.TextColumn("meaning", width="medium"),
+                **{tables.trial_name(t.number): st.column_config.TextColumn(width=VALUE_WIDTH) for t in trials},
             },
             alt="The hyperparameters of the chosen trials",
         )
@@ -158,7 +161,7 @@ def _confusion_change(first: int, before: Analysis, second: int, after: Analysis
     left, right = st.columns([3, 2])
     with left:
         if len(after.classes) <= MOST_CLASSES:
-            st.caption(f"Images more or fewer than {names[0]} has, in {names[1]}. Blue: better. Orange: worse.")
+            st.caption(f"By how many images {names[1]} differs from {names[0]}. Blue: better. Orange: worse.")
             st.altair_chart(
                 comparison_charts.confusion_change(change.cells, after.classes, *names),
                 width="stretch",
@@ -329,18 +332,15 @@ def _follow_note(area: str, text: str) -> None:
 
 
 def _save(experiments: Experiments, sweep: SweepRecord, trial: int | None, area: str) -> None:
-    written = st.session_state[area]
+    written, before = st.session_state[area], f"{area}, before"
     try:
-        now = records.read_sweep(experiments, sweep.name).notes.get(trial, "")
-        if now not in (st.session_state[f"{area}, before"], written):
-            st.session_state[f"{area}, before"] = now
-            st.warning(
-                "Somebody has changed the note since you began. It now says what is above; save again to replace it."
-            )
-            return
-        records.write_note(experiments, sweep, written, trial)
+        now = records.write_note(experiments, sweep, written, trial, before=st.session_state[before])
     except ValueError as error:
         st.error(f"The note was not written. {plain(str(error))}")
         return
-    st.session_state[f"{area}, before"] = written
-    st.rerun()
+    st.session_state[before] = now
+    if now == written:
+        st.rerun()
+    with st.container(border=True):
+        st.warning("Somebody has changed the note since you began. Save again to replace what it says now:")
+        st.markdown(notes.without_pictures(now))

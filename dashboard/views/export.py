@@ -62,7 +62,6 @@ def _offer_export(experiments: Experiments, sweep: SweepRecord, trial: TrialReco
         st.button(
             label,
             type="primary" if written is None else "secondary",
-            icon="📦",
             disabled=missing is not None,
             on_click=EXPORTER.start,
             args=(experiments, sweep, trial),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import streamlit as st
 
@@ -29,7 +30,10 @@ def _content(sweep: SweepRecord) -> None:
     if not sweep.trials:
         st.info("The sweep has no trials yet.")
         return
-    board, columns = leaderboard.choose(sweep)
+    with st.container(horizontal=True):
+        board, columns = leaderboard.choose(sweep)
+        st.space("medium")
+        _lead_on(sweep)
     place = st.container()
     left, right = st.columns(2, gap="medium")
     with left:
@@ -37,9 +41,8 @@ def _content(sweep: SweepRecord) -> None:
     front = pareto.front(board.table, cost)
     with place:
         selected = leaderboard.show(sweep, board, columns, leaderboard.marks(board.table, front))
-        _lead_on(sweep, selected)
     with left:
-        _accuracy_against_cost(board, cost, front, selected)
+        _accuracy_against_cost(sweep, board, cost, front, selected)
     with right:
         _curves(sweep, selected)
     _failures(sweep)
@@ -78,7 +81,7 @@ def _headline(sweep: SweepRecord) -> None:
         )
         if best and baseline:
             _metric("Gain over the preset", tables.gain(baseline, best), tables.errors(baseline, best), gain)
-        _metric("Complete trials", f"{sweep.counts['COMPLETE']:,} of {len(sweep.trials):,}", tables.other_counts(sweep))
+        _metric("Trials", f"{len(sweep.trials):,}", *tables.counts(sweep))
         _metric("Wall time", tables.duration(timing.wall_seconds), counted(timing.groups, "group"), spent)
     if baseline:
         place = 1 + [t.number for t in sweep.trials].index(baseline.number)
@@ -92,27 +95,23 @@ def _metric(label: str, value: str, below: str, about: str | None = None) -> Non
     st.metric(label, value, below, delta_color="off", delta_arrow="off", help=about, border=True)
 
 
-def _lead_on(sweep: SweepRecord, selected: Sequence[TrialRecord]) -> None:
+def _lead_on(sweep: SweepRecord) -> None:
     """What can be done with the selected trials."""
-    if not selected:
-        st.caption("Select rows to see their curves, to open a trial or to compare up to six.")
-        return
-    with st.container(horizontal=True, vertical_alignment="center"):
-        if len(selected) in COMPARED and st.button(f"Compare {len(selected)} trials"):
-            _go_to("compare", "trials", [t.number for t in selected])
-        for number in [t.number for t in selected][: COMPARED.stop - 1]:
-            if st.button(f"Open trial {number}"):
-                _go_to("trial", "trial", number)
-        if len(selected) >= COMPARED.stop:
-            st.markdown(f"{counted(len(selected), 'trial')} are selected; up to {COMPARED.stop - 1} can be compared.")
-        st.button("Clear", on_click=leaderboard.clear_selection, args=(sweep,), type="tertiary")
+    numbers = leaderboard.selection(sweep)
+    selected = f"{counted(len(numbers), 'trial')} selected" if numbers else "Select rows of the table"
+    _link("trial", "Open", f"Show one trial. {selected}.", numbers, enabled=len(numbers) == 1)
+    some = f"Compare {COMPARED.start} to {COMPARED.stop - 1} trials. {selected}."
+    _link("compare", "Compare", some, numbers, enabled=len(numbers) in COMPARED)
+    st.button("Clear", help="Select none", on_click=leaderboard.select, args=(sweep, ()), disabled=not numbers)
 
 
-def _go_to(page: str, key: str, value: object) -> None:
-    """Show another page of the dashboard with `value` in its widget of that key."""
-    st.session_state[key] = value
+def _link(page: str, label: str, about: str, trials: Sequence[int], enabled: bool) -> None:
+    """A link to another page, which shows these trials; the address keeps the filters for the way back."""
+    address = {key: st.query_params.get_all(key) for key in st.query_params}
+    address["trial" if page == "trial" else "trials"] = [str(number) for number in trials]
     # Streamlit knows a page by its address; the function is never called.
-    st.switch_page(st.Page(lambda: None, title=page, url_path=page), query_params=st.query_params.to_dict())
+    there = st.Page(lambda: None, title=label, url_path=page)
+    st.page_link(there, label=label, help=about, query_params=address, disabled=not enabled)
 
 
 def _choose_cost() -> str:
@@ -129,7 +128,9 @@ def _choose_cost() -> str:
     )
 
 
-def _accuracy_against_cost(board: Board, cost: str, front: frozenset[int], selected: Sequence[TrialRecord]) -> None:
+def _accuracy_against_cost(
+    sweep: SweepRecord, board: Board, cost: str, front: frozenset[int], selected: Sequence[TrialRecord]
+) -> None:
     numbers = [t.number for t in selected]
     points = pareto.points(board.table, cost, front, numbers)
     if points.empty:
@@ -139,11 +140,23 @@ def _accuracy_against_cost(board: Board, cost: str, front: frozenset[int], selec
     drawn = f" {len(points):,} of {there:,} complete trials are drawn, the whole front among them." * (
         len(points) < there
     )
+    key = f"cost of {sweep.name}"
     st.altair_chart(
         charts.accuracy_against_cost(points, pareto.COSTS[cost], numbers),
+        key=key,
+        on_select=partial(_take_clicked, sweep, key),
+        selection_mode=charts.CLICKED,
         alt=f"Validation accuracy of the complete trials against their {pareto.COSTS[cost].label}, and the Pareto front",
     )
-    st.caption(f"The line is the front: no complete trial that is shown is both more accurate and cheaper.{drawn}")
+    about = "The line is the front: no complete trial that is shown is both more accurate and cheaper. A click selects a trial."
+    st.caption(about + drawn * (len(points) < there))
+
+
+def _take_clicked(sweep: SweepRecord, key: str) -> None:
+    """The reader has clicked a point: select its trial too."""
+    clicked = [int(point["trial"]) for point in st.session_state[key]["selection"][charts.CLICKED]]
+    numbers = leaderboard.selection(sweep)
+    leaderboard.select(sweep, [*numbers, *(number for number in clicked if number not in numbers)])
 
 
 def _curves(sweep: SweepRecord, selected: Sequence[TrialRecord]) -> None:

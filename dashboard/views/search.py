@@ -85,9 +85,7 @@ def _epochs(sweep: SweepRecord) -> None:
         return
     left, right = st.columns(2)
     number, trained = curves["trial"].nunique(), sum(t.epochs_done > 0 for t in sweep.trials)
-    which = (
-        "the trials" if number == trained else f"{number:,} of {trained:,} trials, the best and a sample of the others"
-    )
+    which = "the trials" if number == trained else f"{number:,} of {trained:,} trials: the best and a sample"
     with left:
         st.subheader("Accuracy by epoch")
         st.caption(f"Validation accuracy of {which}.")
@@ -151,7 +149,7 @@ def _importances(experiments: Experiments, sweep: SweepRecord) -> None:
     if found.trials < ENOUGH_TRIALS:
         said.append(f"Only a hint: fewer than {ENOUGH_TRIALS} complete trials.")
     if found.rough:
-        said.append(f"Rough, for some of their ranges were tried once only: {_listed(found.rough)}.")
+        said.append(f"Rough, because a single trial has another range of it, or is without it: {_listed(found.rough)}.")
     fixed = dict.fromkeys(name for t in complete for name in t.config if name not in found.values)
     if fixed:
         said.append(f"Not searched, so left out: {_listed(fixed)}.")

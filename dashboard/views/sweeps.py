@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -10,7 +10,7 @@ import streamlit as st
 from cluster.experiments import Experiments
 from cluster.record import SweepSummary
 from dashboard import records, sweep_tables
-from dashboard.parts import REFRESH_SECONDS, counted, plain
+from dashboard.parts import REFRESH_SECONDS, plain
 
 _TABLE = "the sweeps"
 _NAMES = "the sweeps, as shown"
@@ -20,13 +20,13 @@ _WIDTHS = {"state": 95, "progress": 90, "best": 65}
 def show(experiments: Experiments, name: str) -> None:
     """The page; while any sweep runs, it follows them."""
     st.title("Sweeps")
-    live = _runs(_read_or_stop(experiments))
+    live = _runs(_read_or_stop(experiments)[0])
 
     def table() -> None:
-        summaries = _read_or_stop(experiments)
+        summaries, notes = _read_or_stop(experiments)
         if st.session_state["sweep"] != name or (live and not _runs(summaries)):
             st.rerun()  # the whole page, with the sweep that was picked, or no longer following
-        _table(experiments, summaries, name)
+        _table(summaries, notes, name)
 
     st.fragment(table, run_every=REFRESH_SECONDS if live else None)()
     mention_others(experiments)
@@ -39,16 +39,13 @@ def mention_others(experiments: Experiments) -> None:
     except ValueError:
         return  # the page has said why
     if others:
-        is_there = "is" if others == 1 else "are"
-        st.caption(
-            f"{counted(others, 'study')} of other programs {is_there} in the same database and not shown here; "
-            "optuna-dashboard shows every study.".replace("studys", "studies")
-        )
+        studies = "1 study of another program is" if others == 1 else f"{others:,} studies of other programs are"
+        st.caption(f"{studies} in the same database and not shown here; optuna-dashboard shows every study.")
 
 
-def _table(experiments: Experiments, summaries: Sequence[SweepSummary], name: str) -> None:
+def _table(summaries: Sequence[SweepSummary], notes: Mapping[str, str], name: str) -> None:
     names = [summary.name for summary in summaries]
-    table = sweep_tables.sweeps(summaries, records.sweep_notes(experiments))
+    table = sweep_tables.sweeps(summaries, notes)
     shown = [c for c in table.columns if c != "note" or table[c].notna().any()]
     st.session_state[_NAMES] = names
     if name in names:  # the row that is marked is always that of the current sweep
@@ -95,9 +92,10 @@ def _runs(summaries: Sequence[SweepSummary]) -> bool:
     return any(summary.state == "RUNNING" for summary in summaries)
 
 
-def _read_or_stop(experiments: Experiments) -> list[SweepSummary]:
+def _read_or_stop(experiments: Experiments) -> tuple[list[SweepSummary], dict[str, str]]:
+    """The sweeps and the notes on them; what goes wrong is shown instead of the page."""
     try:
-        return records.summaries(experiments)
+        return records.summaries(experiments), records.sweep_notes(experiments)
     except ValueError as error:
         st.error(plain(str(error)))
         st.stop()

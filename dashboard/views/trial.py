@@ -92,7 +92,7 @@ def _overview(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) 
 
 def _error(trial: TrialRecord) -> None:
     st.error("The trial could not go on.")
-    st.code(trial.error or "No cause was recorded.", language=None, wrap_lines=True, height=240)
+    st.code(trial.error or "No cause was recorded.", language=None, wrap_lines=True, height=190)
     if trial.log:
         st.markdown("More may be in the log of the process that trained it (host:path):")
         st.code(trial.log, language=None, wrap_lines=True)
