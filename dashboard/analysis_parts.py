@@ -119,7 +119,7 @@ def _choose_picture(analysis: Analysis) -> tuple[Pictures, int]:
     state = st.dataframe(
         table,
         hide_index=True,
-        height=340,
+        height=340 if len(chosen) > 4 else "content",
         row_height=60,
         column_config={"picture": st.column_config.ImageColumn("", width=64)},
         key=f"pictures: {which}",
@@ -143,11 +143,9 @@ def _explanation(
         pictures.enlarged(image), width="stretch", caption=f"it is {plain(analysis.classes[true])}", alt="The picture"
     )
     for place, label, name in zip(places[1:], labels, names, strict=False):
-        picture = pictures.heat_picture(image, found.heat[label])
-        share = found.probabilities[label]
-        place.image(
-            picture, width="stretch", caption=f"speaks for {plain(name)} ({share:.2f})", alt=f"What speaks for {name}"
-        )
+        heat = found.heat[label]
+        caption = analysis_tables.heat_caption(name, found.probabilities[label], heat)
+        place.image(pictures.heat_picture(image, heat), width="stretch", caption=plain(caption), alt=caption)
     st.caption("Grad-CAM: the warmer a place, the more the last convolution's answer there speaks for the class.")
     table = analysis_tables.probability_table(analysis.classes, found.probabilities, true)
     st.altair_chart(trial_charts.probabilities(table, 150), alt="The likeliest classes and their probabilities")

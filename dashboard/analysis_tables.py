@@ -117,6 +117,12 @@ def caption(analysis: Analysis, pictures: Pictures, i: int) -> str:
     return f"{taken} ({pictures.probability[i]:.2f})"
 
 
+def heat_caption(name: str, probability: float, heat: NDArray[np.float32]) -> str:
+    """What a heat map shows: 'speaks for 7 (0.98)', with the probability that the class has."""
+    what = "speaks" if heat.any() else "nothing speaks"
+    return f"{what} for {name} ({probability:.2f})"
+
+
 def picture_table(analysis: Analysis, chosen: Pictures) -> pd.DataFrame:
     """A row per picture: picture (as a URL), class ('cat → frog' for a cat that was taken for a frog)."""
     pairs = zip(chosen.labels, chosen.predicted, strict=True)

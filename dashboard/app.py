@@ -85,8 +85,9 @@ def _choose_sweep(experiments: Experiments) -> str:
         for name in names[:10]:
             st.link_button(name, f"?sweep={name}")
         st.stop()
-    chosen = st.sidebar.selectbox("Sweep", names, key="sweep", bind="query-params")
-    return chosen or names[0]
+    if asked is None and st.session_state.get("sweep") not in names:
+        st.session_state["sweep"] = names[0]  # with None as its default, the box writes this one into the address too
+    return st.sidebar.selectbox("Sweep", names, index=None, key="sweep", bind="query-params") or names[0]
 
 
 def _how_to_begin(experiments: Experiments) -> str:

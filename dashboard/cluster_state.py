@@ -229,18 +229,18 @@ def _nodes(data: Mapping[str, Any]) -> tuple[Node, ...]:
 
 
 def _node(summary: Mapping[str, Any], usage: Mapping[str, str]) -> Node:
-    ray = summary["raylet"]
-    total = ray.get("resourcesTotal") or {}
-    used = _used(usage.get(ray["nodeId"]))
-    alive = ray["state"] == "ALIVE"
+    raylet = summary["raylet"]
+    total = raylet.get("resourcesTotal") or {}
+    used = _used(usage.get(raylet["nodeId"]))
+    alive = raylet["state"] == "ALIVE"
     now = summary if alive else {}  # of a dead node Ray keeps what it said last
     memory = now.get("mem") or (None, None)  # total, available, percent, used
     percent = now.get("cpu")
     return Node(
-        name=summary.get("hostname") or ray.get("nodeManagerHostname") or ray.get("nodeName") or "",
-        address=summary.get("ip") or ray.get("nodeManagerAddress") or "",
+        name=summary.get("hostname") or raylet.get("nodeManagerHostname") or raylet.get("nodeName") or "",
+        address=summary.get("ip") or raylet.get("nodeManagerAddress") or "",
         alive=alive,
-        head=bool(ray.get("isHeadNode")),
+        head=bool(raylet.get("isHeadNode")),
         cpus=float(total.get("CPU", 0.0)),
         cpus_used=used.get("CPU", 0.0) if used is not None else None,
         gpus=float(total.get("GPU", 0.0)),

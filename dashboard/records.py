@@ -145,7 +145,7 @@ def filter_labels(sweep: SweepRecord) -> dict[str, str]:
     return filters.labels(sweep.trials)
 
 
-@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=_BY_STAMP)
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=_BY_STAMP)
 def _optuna_study(
     experiments: Experiments, file: tuple[int, int] | None, sweep: SweepRecord, numbers: frozenset[int]
 ) -> optuna.Study:

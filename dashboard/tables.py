@@ -171,9 +171,8 @@ def best_so_far(trials: Iterable[TrialRecord]) -> pd.DataFrame:
 def failures(trials: Iterable[TrialRecord]) -> dict[str, list[TrialRecord]]:
     """The failed trials, by number, under the first line of their errors: many fail for the same reason."""
     found: dict[str, list[TrialRecord]] = {}
-    for trial in sorted(trials, key=lambda t: t.number):
-        if trial.state == "FAIL":
-            found.setdefault(first_line(trial.error or "no cause was recorded"), []).append(trial)
+    for trial in sorted((t for t in trials if t.state == "FAIL"), key=lambda t: t.number):
+        found.setdefault(first_line(trial.error or "no cause was recorded"), []).append(trial)
     return found
 
 

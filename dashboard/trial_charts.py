@@ -18,7 +18,7 @@ def curves(epochs: pd.DataFrame, metrics: Mapping[str, str], title: str, height:
     """Lines by epoch of the `metrics` (fields of `EpochMetrics` and their names); a legend when there are several."""
     rows = epochs[epochs["metric"].isin(list(metrics))].assign(name=lambda rows: rows["metric"].map(metrics))
     names = list(metrics.values())
-    legend = alt.Legend(title=None, orient="top-right", rowPadding=2, symbolSize=50) if len(names) > 1 else None
+    legend = alt.Legend(title=None, orient="top", offset=4, symbolSize=50) if len(names) > 1 else None
     base = alt.Chart(rows).encode(
         x=alt.X("epoch:Q", axis=_EPOCH_AXIS),
         y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=",.4~r", tickCount=4)),

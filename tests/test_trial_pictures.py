@@ -265,6 +265,12 @@ def test_calibration_leaves_out_what_has_no_images() -> None:
     assert bins["end"].tolist() == [1.0]
 
 
+def test_a_heat_map_without_heat_is_said_to_be_one() -> None:
+    heat = np.zeros((4, 4), np.float32)
+    assert analysis_tables.heat_caption("cat", 0.456, heat) == "nothing speaks for cat (0.46)"
+    assert analysis_tables.heat_caption("cat", 0.456, heat + 0.5) == "speaks for cat (0.46)"
+
+
 def test_the_likeliest_classes_come_first() -> None:
     table = analysis_tables.probability_table("abc", np.array([0.2, 0.1, 0.7], np.float32), label=0, most=2)
     assert table["class"].tolist() == ["c", "a"]

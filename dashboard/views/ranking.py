@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -84,7 +85,7 @@ def _headline(sweep: SweepRecord) -> None:
         _metric("Trials", f"{len(sweep.trials):,}", *tables.counts(sweep))
         _metric("Wall time", tables.duration(timing.wall_seconds), counted(timing.groups, "group"), spent)
     if baseline:
-        place = 1 + [t.number for t in sweep.trials].index(baseline.number)
+        place = next(place for place, t in enumerate(sweep.trials, 1) if t is baseline)
         st.caption(
             f":orange-badge[preset] The baseline, {plain(baseline.preset or '')}, is {tables.trial_name(baseline.number)}: "
             f"accuracy {baseline.value:.4f}, rank {place:,}."
@@ -161,7 +162,7 @@ def _take_clicked(sweep: SweepRecord, key: str) -> None:
 
 def _curves(sweep: SweepRecord, selected: Sequence[TrialRecord]) -> None:
     st.subheader("Learning curves")
-    trials = selected or [t for t in sweep.trials if t.epochs_done][:CURVES_BY_DEFAULT]
+    trials = selected or [*itertools.islice((t for t in sweep.trials if t.epochs_done), CURVES_BY_DEFAULT)]
     accuracy, losses, progress = st.tabs(
         ["Accuracy", "Losses", "Progress of the search"], key="curves", on_change="rerun"
     )
