@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-AT_MOST_POINTS = 2000
+AT_MOST_POINTS = 1000
 FAR = 3.0
 """So many times the distance of the quartiles below the lower one is far below: Tukey's outer fence."""
 

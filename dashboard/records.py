@@ -5,6 +5,7 @@ What is derived from a sweep is kept by the sweep's `stamp`, which is another on
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,13 @@ def summaries(experiments: Experiments) -> list[SweepSummary]:
     if not experiments.database_exists:
         return []
     return _summaries(experiments, _file_identity(experiments))
+
+
+def warm_up(experiments: Experiments) -> None:
+    """Read the newest sweep, so that the first visitor does not wait for it. What cannot be read is for the pages to say."""
+    with contextlib.suppress(ValueError):
+        if found := summaries(experiments):
+            ranking_table(read_sweep(experiments, found[0].name))
 
 
 @_readable

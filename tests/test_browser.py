@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from cluster.experiments import Experiments
@@ -73,7 +74,7 @@ class Visitor:
 
     def open(self, path: str, sweep: str, **more: object) -> None:
         query = "".join(f"&{key}={value}" for key, value in more.items())
-        self.page.goto(f"{self.address}/{path}?sweep={sweep}{query}")
+        self.page.goto(f"{self.address}/{'' if path == PAGES[0] else path}?sweep={sweep}{query}")
         self.settle()
 
     def settle(self) -> None:
@@ -148,6 +149,29 @@ def test_every_page_of_a_finished_sweep_is_whole(visitor: Visitor) -> None:
         for page in PAGES:
             visitor.open(page, sweep)
             visitor.check(f"{sweep}-{page}")
+
+
+@pytest.mark.data
+def test_a_trial_is_analysed_exported_and_tried_by_clicking(visitor: Visitor, finished: Path) -> None:
+    """What a reader does with the best trial, from its mistakes to a prediction."""
+    page = visitor.page
+    visitor.open("trial", "mnist", part="Mistakes")
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.get_by_role("button", name="Analyse")).to_have_count(0, timeout=180_000)
+    visitor.settle()
+    expect(page.locator('[data-testid="stMain"] img').first).to_be_visible()
+    visitor.check("analysed")
+    visitor.open("export", "mnist")
+    page.get_by_role("button", name="Export trial").click()
+    expect(page.locator('[data-testid="stFileUploader"]')).to_be_visible(timeout=240_000)
+    visitor.settle()
+    picture = finished.with_name("one.png")
+    Image.new("L", (28, 28)).save(picture)
+    page.locator('[data-testid="stFileUploader"] input[type=file]').set_input_files(picture)
+    expect(page.get_by_text("one.png").first).to_be_visible(timeout=60_000)
+    visitor.settle()
+    visitor.check("exported")
+    assert len(list(finished.glob("mnist/bundles/*/model.pt2"))) == 1
 
 
 def test_every_page_of_a_running_sweep_is_whole(browser: Browser, tmp_path: Path) -> None:

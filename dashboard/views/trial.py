@@ -108,7 +108,7 @@ def _configuration(experiments: Experiments, sweep: SweepRecord, trial: TrialRec
     st.dataframe(
         rows.drop(columns="differs"),
         hide_index=True,
-        height=300 if len(rows) > 7 else "content",
+        height=248 if len(rows) > 5 else "content",
         column_config={"meaning": st.column_config.TextColumn(width="large")},
         alt=f"The hyperparameters of trial {trial.number}",
     )
