@@ -168,7 +168,7 @@ def test_a_trial_is_analysed_exported_and_tried_by_clicking(visitor: Visitor, fi
     picture = finished.with_name("one.png")
     Image.new("L", (28, 28)).save(picture)
     page.locator('[data-testid="stFileUploader"] input[type=file]').set_input_files(picture)
-    expect(page.get_by_text("one.png").first).to_be_visible(timeout=60_000)
+    expect(page.locator('[data-testid="stVegaLiteChart"]').first).to_be_visible(timeout=60_000)  # its probabilities
     visitor.settle()
     visitor.check("exported")
     assert len(list(finished.glob("mnist/bundles/*/model.pt2"))) == 1

@@ -153,7 +153,15 @@ def test_a_picture_becomes_a_link(text: str) -> None:
 
 @pytest.mark.parametrize(
     "fence",
-    ["```mermaid", "~~~ mermaid `x`", "```` Mermaid", "> ```mermaid", "- ~~~mermaid", "```&#109;ermaid", "```\\mermaid"],
+    [
+        "```mermaid",
+        "~~~ mermaid `x`",
+        "```` Mermaid",
+        "> ```mermaid",
+        "- ~~~mermaid",
+        "```&#109;ermaid",
+        "```\\mermaid",
+    ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
 def test_a_diagram_which_may_hold_pictures_is_plain_text(fence: str, end: str) -> None:
