@@ -14,7 +14,7 @@ from cluster.record import SweepRecord, TrialRecord
 from cluster.space import Choice, Domain, Range
 from dashboard import tables
 from trainer.domains import Between, Value
-from trainer.hyperparameters import parameter
+from trainer.hyperparameters import MAX_BLOCKS, parameter
 
 AT_MOST_STEPS = 12
 """Numbers of so few different values are chosen among these values."""
@@ -59,9 +59,8 @@ def labels(trials: Sequence[TrialRecord]) -> dict[str, str]:
     return found
 
 
-def make(sweep: SweepRecord, name: str) -> Filter:
-    """The filter by this name of `labels`, with all values of the sweep's trials and of its space."""
-    label = labels(sweep.trials)[name]
+def make(sweep: SweepRecord, name: str, label: str) -> Filter:
+    """The filter by a name of `labels`, with all values of the sweep's trials and of its space."""
     lists = _values(sweep.trials, name)
     present = {value for values in lists for value in values}
     domains = _domains(sweep, name)
@@ -119,8 +118,18 @@ def _values(trials: Sequence[TrialRecord], name: str) -> list[list[Value]]:
     """For each trial its values of that name: none, one, or one per block."""
     if name in _OUTCOME:
         return [[] if (value := getattr(t, name)) is None else [value] for t in trials]
-    parts = tables.hyperparameter_names(trials).get(name, [name])
+    parts = _parts(name)
     return [[t.config[part] for part in parts if part in t.config] for t in trials]
+
+
+def _parts(name: str) -> list[str]:
+    """What a configuration may have under that name."""
+    try:
+        declared = parameter(name)
+    except ValueError:
+        return [name]
+    whole = declared.per_block and declared.name == name
+    return [f"{name}.{block}" for block in range(1, MAX_BLOCKS + 1)] if whole else [name]
 
 
 def _domains(sweep: SweepRecord, name: str) -> list[Domain]:

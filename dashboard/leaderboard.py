@@ -105,13 +105,13 @@ def _choose_filters(sweep: SweepRecord) -> tuple[list[str], dict[str, Sequence[A
         key="by",
         bind="query-params",
     )
-    wanted = {name: _choose_values(filters.make(sweep, name)) for name in names}
+    wanted = {name: _choose_values(filters.make(sweep, name, labels[name])) for name in names}
     return states, {name: values for name, values in wanted.items() if values}
 
 
 def _choose_values(wanted: filters.Filter) -> Sequence[Any]:
     """A range of numbers, or texts of which one must be the trial's; empty when that leaves no trial out."""
-    if wanted.choices:
+    if not wanted.steps:
         return st.multiselect(
             wanted.label, wanted.choices, help=wanted.help, placeholder="Any", key=wanted.name, bind="query-params"
         )
@@ -175,22 +175,29 @@ def _in_words(wanted: Sequence[Any]) -> str:
 # numbers of the selected trials are kept beside it, and the positions set anew whenever other rows are shown.
 
 
+def selected_after(before: Collection[int], shown: Sequence[int], rows: Sequence[int]) -> list[int]:
+    """The numbers of the selected trials when these rows of those shown are: what the filters hide stays selected."""
+    hidden = set(before).difference(shown)
+    return [*hidden, *(shown[row] for row in rows if row < len(shown))]  # a click may be older than the rows
+
+
 def _take_selection(key: str) -> None:
-    """The reader has selected rows: note the trials that they were. Those that the filters hide stay selected."""
-    shown: Sequence[int] = st.session_state[f"{key}, as shown"]
-    now = [shown[row] for row in st.session_state[key]["selection"]["rows"]]
-    hidden = set(st.session_state.get(f"{key}, selected", ())).difference(shown)
-    st.session_state[f"{key}, selected"] = [*hidden, *now]
+    """The reader has selected rows: note the trials that they are."""
+    before = st.session_state.get(f"{key}, selected", ())
+    shown = st.session_state.get(f"{key}, as shown", ())
+    rows = st.session_state[key]["selection"]["rows"]
+    st.session_state[f"{key}, selected"] = selected_after(before, shown, rows)
 
 
 def _put_selection(key: str, numbers: Sequence[int]) -> None:
     """Select the rows in which the selected trials are now."""
-    if st.session_state.get(f"{key}, as shown") != numbers:
-        selected = set(st.session_state.get(f"{key}, selected", ()))
-        if selected or key in st.session_state:
-            rows = [row for row, number in enumerate(numbers) if number in selected]
-            st.session_state[key] = {"selection": {"rows": rows}}
-        st.session_state[f"{key}, as shown"] = numbers
+    selected = set(st.session_state.get(f"{key}, selected", ()))
+    others = st.session_state.get(f"{key}, as shown") != numbers
+    known = key in st.session_state  # not when the reader comes back from another page
+    if (others and known) or (selected and not known):
+        rows = [row for row, number in enumerate(numbers) if number in selected]
+        st.session_state[key] = {"selection": {"rows": rows}}
+    st.session_state[f"{key}, as shown"] = numbers
 
 
 def _forget_rows(key: str) -> None:

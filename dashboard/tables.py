@@ -83,8 +83,8 @@ class Rankings:
         places = pd.Series(range(1, len(rows) + 1), dtype="Int64").where(ranked)
         gains = 100 * (rows["value"] - (math.nan if baseline is None else baseline))
         found = rows.assign(rank=places, gain=gains.astype("Float64"))
-        missing = {name for name in _OPTIONAL if found[name].isna().all()}
         own = [c.name for c in OUTCOME]
+        missing = {name for name in found if (name in _OPTIONAL or name not in own) and found[name].isna().all()}
         others = _hyperparameter_columns({str(name): None for name in rows.columns if name not in own})
         shown = [name for name in [*own, *(c.name for c in others)] if name not in missing]
         shown.sort(key=lambda name: name == "error")  # the longest goes last

@@ -11,7 +11,7 @@ import streamlit as st
 from cluster.experiments import Experiments
 from cluster.notes import MAX_LENGTH
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import analyses, charts, comparison, comparison_charts, notes, records, tables
+from dashboard import analyses, charts, comparison, comparison_charts, note_editor, records, tables
 from dashboard.analysis_tables import MOST_CLASSES
 from dashboard.parts import choose_trial, counted, follow, heading, plain, read_or_stop
 from dashboard.search_tables import Over
@@ -19,8 +19,8 @@ from trainer.analysis import Analysis
 
 MOST_TRIALS = 6
 MOST_SWEEPS = 4
-VALUE_WIDTH = 150
-"""Pixels: the longest of the declared values fits."""
+NAME_WIDTH, VALUE_WIDTH = 190, 145
+"""Pixels: the longest of the declared names and of the declared values fit."""
 
 SweepsOver = Literal["trials", "time", "distribution"]
 _OVER_LABELS: dict[SweepsOver, str] = {
@@ -103,7 +103,7 @@ def _configuration(trials: Sequence[TrialRecord]) -> None:
             width="stretch",
             height="content",
             column_config={
-                "hyperparameter": st.column_config.TextColumn("hyperparameter", pinned=True),
+                "hyperparameter": st.column_config.TextColumn("hyperparameter", pinned=True, width=NAME_WIDTH),
                 **{tables.trial_name(t.number): st.column_config.TextColumn(width=VALUE_WIDTH) for t in trials},
             },
             alt="The hyperparameters of the chosen trials",
@@ -298,49 +298,10 @@ def _notes(experiments: Experiments, sweep: SweepRecord) -> None:
     left, right = st.columns(2)
     with left:
         st.subheader("On the sweep")
-        _note(experiments, sweep, None)
+        note_editor.edit_note(experiments, sweep, None)
     with right:
         st.subheader("On a trial")
         if sweep.trials:
-            _note(experiments, sweep, choose_trial(sweep).number)
+            note_editor.edit_note(experiments, sweep, choose_trial(sweep).number)
         else:
             st.info("The sweep has no trials yet.")
-
-
-def _note(experiments: Experiments, sweep: SweepRecord, trial: int | None) -> None:
-    text = sweep.notes.get(trial, "")
-    with st.container(border=True):
-        if text:
-            st.markdown(notes.without_pictures(text))
-        else:
-            st.caption("There is no note yet.")
-    area = f"note on {sweep.name}" if trial is None else f"note on trial {trial} of {sweep.name}"
-    _follow_note(area, text)
-    with st.form(f"{area}, form", border=False):
-        st.text_area("Note", key=area, height=200, max_chars=MAX_LENGTH, label_visibility="collapsed")
-        saved = st.form_submit_button("Save")
-    if saved:
-        _save(experiments, sweep, trial, area)
-
-
-def _follow_note(area: str, text: str) -> None:
-    """Let the text area have what the note says now, unless the reader has begun to write."""
-    begun_from = st.session_state.get(f"{area}, before")
-    if area not in st.session_state or (begun_from != text and st.session_state[area] == begun_from):
-        st.session_state[area] = text
-        st.session_state[f"{area}, before"] = text
-
-
-def _save(experiments: Experiments, sweep: SweepRecord, trial: int | None, area: str) -> None:
-    written, before = st.session_state[area], f"{area}, before"
-    try:
-        now = records.write_note(experiments, sweep, written, trial, before=st.session_state[before])
-    except ValueError as error:
-        st.error(f"The note was not written. {plain(str(error))}")
-        return
-    st.session_state[before] = now
-    if now == written:
-        st.rerun()
-    with st.container(border=True):
-        st.warning("Somebody has changed the note since you began. Save again to replace what it says now:")
-        st.markdown(notes.without_pictures(now))

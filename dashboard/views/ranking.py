@@ -31,7 +31,7 @@ def _content(sweep: SweepRecord) -> None:
     if not sweep.trials:
         st.info("The sweep has no trials yet.")
         return
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="center"):
         board, columns = leaderboard.choose(sweep)
         st.space("medium")
         _lead_on(sweep)
@@ -45,7 +45,7 @@ def _content(sweep: SweepRecord) -> None:
     with left:
         _accuracy_against_cost(sweep, board, cost, front, selected)
     with right:
-        _curves(sweep, selected)
+        _curves(sweep, selected or board.trials, by_choice=bool(selected))
     _failures(sweep)
 
 
@@ -100,18 +100,16 @@ def _lead_on(sweep: SweepRecord) -> None:
     """What can be done with the selected trials."""
     numbers = leaderboard.selection(sweep)
     selected = f"{counted(len(numbers), 'trial')} selected" if numbers else "Select rows of the table"
-    _link("trial", "Open", f"Show one trial. {selected}.", numbers, enabled=len(numbers) == 1)
+    _link("trial", "Open", f"Show one trial. {selected}.", "trial", numbers, enabled=len(numbers) == 1)
     some = f"Compare {COMPARED.start} to {COMPARED.stop - 1} trials. {selected}."
-    _link("compare", "Compare", some, numbers, enabled=len(numbers) in COMPARED)
+    _link("compare", "Compare", some, "trials", numbers, enabled=len(numbers) in COMPARED)
     st.button("Clear", help="Select none", on_click=leaderboard.select, args=(sweep, ()), disabled=not numbers)
 
 
-def _link(page: str, label: str, about: str, trials: Sequence[int], enabled: bool) -> None:
-    """A link to another page, which shows these trials; the address keeps the filters for the way back."""
-    address = {key: st.query_params.get_all(key) for key in st.query_params}
-    address["trial" if page == "trial" else "trials"] = [str(number) for number in trials]
-    # Streamlit knows a page by its address; the function is never called.
-    there = st.Page(lambda: None, title=label, url_path=page)
+def _link(page: str, label: str, about: str, key: str, numbers: Sequence[int], enabled: bool) -> None:
+    """A link to another page with these numbers in its address, to which Streamlit adds the sweep."""
+    there = st.Page(lambda: None, title=label, url_path=page)  # Streamlit knows a page by its address alone
+    address = {key: [str(number) for number in numbers]}
     st.page_link(there, label=label, help=about, query_params=address, disabled=not enabled)
 
 
@@ -160,14 +158,15 @@ def _take_clicked(sweep: SweepRecord, key: str) -> None:
     leaderboard.select(sweep, [*numbers, *(number for number in clicked if number not in numbers)])
 
 
-def _curves(sweep: SweepRecord, selected: Sequence[TrialRecord]) -> None:
+def _curves(sweep: SweepRecord, trials: Sequence[TrialRecord], by_choice: bool) -> None:
     st.subheader("Learning curves")
-    trials = selected or [*itertools.islice((t for t in sweep.trials if t.epochs_done), CURVES_BY_DEFAULT)]
+    if not by_choice:
+        trials = [*itertools.islice((t for t in trials if t.epochs_done), CURVES_BY_DEFAULT)]
     accuracy, losses, progress = st.tabs(
         ["Accuracy", "Losses", "Progress of the search"], key="curves", on_change="rerun"
     )
     curves = tables.learning_curves(trials)
-    whose = "Of the selected trials." if selected else "Of the best trials; select rows to see others."
+    whose = "Of the selected trials." if by_choice else "Of the best trials shown; select rows to see others."
     if curves.empty:
         accuracy.info("No epoch of these trials has ended.")
         losses.info("No epoch of these trials has ended.")
