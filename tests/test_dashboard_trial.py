@@ -347,6 +347,7 @@ def test_images_that_were_moved_are_found_where_the_environment_says(
     moved = SweepRecord(
         **vars(sweep) | {"config": wanted("moved", tmp_path, data="mnist", data_root=str(tmp_path / "was"))}
     )
+    monkeypatch.delenv("CONVSWEEP_DATA", raising=False)
     assert "MNIST/raw" in str(analyses.missing_data(moved))
     (tmp_path / "is" / "MNIST" / "raw").mkdir(parents=True)
     (tmp_path / "is" / "MNIST" / "raw" / "train-images-idx3-ubyte").touch()
