@@ -174,7 +174,6 @@ def test_a_trial_is_analysed_exported_and_tried_by_clicking(visitor: Visitor, fi
     assert len(list(finished.glob("mnist/bundles/*/model.pt2"))) == 1
 
 
-@pytest.mark.skip(reason="failed once on a busy machine for a reason that is not known yet")
 def test_every_page_of_a_running_sweep_is_whole(browser: Browser, tmp_path: Path) -> None:
     folder = tmp_path / "experiments"
     words = convsweep(
@@ -194,11 +193,11 @@ def test_every_page_of_a_running_sweep_is_whole(browser: Browser, tmp_path: Path
             assert sweep.poll() is None
     finally:
         sweep.send_signal(signal.SIGINT)
-        assert sweep.wait(120) == 130
+        assert sweep.wait(300) == 130
 
 
 def _wait_for_trials(sweep: subprocess.Popen[bytes], folder: Path, count: int) -> None:
-    where, deadline = Experiments(folder), time.monotonic() + 240
+    where, deadline = Experiments(folder), time.monotonic() + 600  # on a busy machine Ray's processes start slowly
     while time.monotonic() < deadline:
         assert sweep.poll() is None, "the sweep ended"
         studies = Studies(where)
