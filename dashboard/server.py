@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import socket
 import sys
 import threading
@@ -17,6 +18,9 @@ from typing import Any
 
 APP = Path(__file__).with_name("app.py")
 UPLOAD_MEGABYTES = 20
+WARM_SECONDS = 5.0
+"""So long the server waits for the newest sweep to be read before it listens; a database that takes longer is read on."""
+
 _WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -81,6 +85,11 @@ def _serve(host: str, port: int, open_browser: bool) -> int:
         given["server.allowedHosts"] = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", host]))
         config.set_option("server.allowedHosts", given["server.allowedHosts"])
     importlib.import_module("dashboard.app")
+    from dashboard import records, settings
+
+    warming = threading.Thread(target=records.warm_up, args=(settings.from_environment(os.environ),), daemon=True)
+    warming.start()
+    warming.join(WARM_SECONDS)
     threading.Thread(target=_announce, args=(url(host, port),), daemon=True).start()
     bootstrap.run(str(APP), False, [], given)
     return 0
