@@ -121,7 +121,16 @@ def learning_curve(top: float, epochs: int, draw: random.Random | None = None) -
     scatter = draw.gauss if draw else lambda mean, deviation: mean
     accuracies = [scatter(top * (1 - 0.6 * 0.7**e), 0.005) for e in range(1, epochs + 1)]
     return [
-        EpochMetrics(e, 2.3 - 2 * a, 2.4 - 2 * a, a, 0.01 * (1 - e / epochs), scatter(15e3, 2e3), EPOCH_SECONDS)
+        EpochMetrics(
+            e,
+            2.3 - 2 * a,
+            2.4 - 2 * a,
+            a,
+            0.01 * (1 - e / epochs),
+            scatter(15e3, 2e3),
+            EPOCH_SECONDS,
+            scatter(0.05, 0.01),
+        )
         for e, a in enumerate(accuracies, 1)
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,7 +45,8 @@ def outcome(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> pd.DataFrame:
         "epochs done": [f"{t.epochs_done:,}" for t in trials],
         "parameters": [_number(t.parameters, ",") for t in trials],
         "train time": [tables.duration(t.train_seconds) for t in trials],
-        "images/s": [_number(_speed(t), ",.0f") for t in trials],
+        "images/s": [_number(tables.median(t, "images_per_second"), ",.0f") for t in trials],
+        "latency, ms": [_number(tables.median(t, "latency"), ".4f") for t in trials],
         "preset": [t.preset or NOTHING for t in trials],
     }
     return _side_by_side("outcome", rows, trials)
@@ -149,11 +149,6 @@ def progress_of(sweeps: Sequence[SweepRecord], over: Over) -> pd.DataFrame:
 def _side_by_side(title: str, rows: dict[str, list[str]], trials: Sequence[TrialRecord]) -> pd.DataFrame:
     values = {tables.trial_name(t.number): [texts[i] for texts in rows.values()] for i, t in enumerate(trials)}
     return pd.DataFrame({title: list(rows), **values}, dtype="str")
-
-
-def _speed(trial: TrialRecord) -> float | None:
-    speeds = trial.history.get("images_per_second")
-    return statistics.median(speeds) if speeds else None
 
 
 def _number(value: float | None, form: str) -> str:

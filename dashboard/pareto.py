@@ -26,12 +26,7 @@ class Cost:
 COSTS = {
     "parameters": Cost("parameters", "trainable parameters", "Trainable parameters of the network", ",.3~s"),
     "train_seconds": Cost("train time", "train time, seconds", "Time of training and validation, seconds", ",.4~g"),
-    "image_milliseconds": Cost(
-        "time per image",
-        "training time per image, milliseconds",
-        "Milliseconds of training per image and pass over the data: 1000 / images per second, over all ranks",
-        ",.3~g",
-    ),
+    "latency": Cost("latency", "latency per image, milliseconds", "Milliseconds to classify an image", ",.3~g"),
 }
 """What accuracy can be weighed against, by name."""
 
@@ -76,8 +71,7 @@ def complete_count(table: pd.DataFrame, cost: str) -> int:
 
 def _complete(table: pd.DataFrame, cost: str) -> pd.DataFrame:
     """The complete trials that have the cost, in the ranking's order: trial, value, cost, preset."""
-    costs = 1000 / table["images_per_second"] if cost == "image_milliseconds" else table[cost]
-    found = pd.DataFrame({"trial": table["trial"], "value": table["value"], "cost": costs})
+    found = pd.DataFrame({"trial": table["trial"], "value": table["value"], "cost": table[cost]})
     found["preset"] = table["preset"] if "preset" in table else pd.Series(dtype="string")
     usable = (table["state"] == "COMPLETE") & found["value"].notna() & (found["cost"] > 0)
     found = found[

@@ -48,13 +48,20 @@ OUTCOME = (
     Column("train_seconds", "train time", "Time of training and validation, seconds", "Float64", "%.1f s"),
     Column("epochs", "epochs done", "Epochs that were trained and validated", "Int64"),
     Column("images_per_second", "images/s", "Median training throughput of its epochs, all ranks", "Float64", "%,.0f"),
+    Column(
+        "latency",
+        "latency",
+        "Milliseconds to classify an image of the validation split, in large batches; median of its epochs",
+        "Float64",
+        "%.4f ms",
+    ),
     Column("preset", "preset", "The named configuration that the trial had, if any"),
     Column("error", "error", "Why a failed trial could not go on; in full below the table"),
 )
 """The ranking's columns that say what became of a trial; those that may be left out are in `_OPTIONAL`."""
 
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
-_OPTIONAL = ("gain", "preset", "error")
+_OPTIONAL = ("gain", "latency", "preset", "error")
 _ARROW = {"Int64": pa.int64(), "Float64": pa.float64(), "string": pa.large_string(), "boolean": pa.bool_()}
 _PANDAS = {arrow: pd.api.types.pandas_dtype(name) for name, arrow in _ARROW.items()}
 _DTYPES: dict[type, str] = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
@@ -253,7 +260,6 @@ def _rows(trials: Sequence[TrialRecord]) -> pd.DataFrame:
 
 def _outcome(trial: TrialRecord) -> tuple[object, ...]:
     """A trial's values of the columns of `OUTCOME`, without rank and gain."""
-    speeds = trial.history.get("images_per_second")
     return (
         trial.number,
         trial.state,
@@ -262,10 +268,17 @@ def _outcome(trial: TrialRecord) -> tuple[object, ...]:
         trial.parameters,
         trial.train_seconds,
         trial.epochs_done,
-        statistics.median(speeds) if speeds else None,
+        median(trial, "images_per_second"),
+        median(trial, "latency"),
         trial.preset,
         first_line(trial.error) if trial.error else None,
     )
+
+
+def median(trial: TrialRecord, metric: str) -> float | None:
+    """The median over the trial's epochs, or None before the first."""
+    values = trial.history.get(metric)
+    return statistics.median(values) if values else None
 
 
 def _hyperparameter_columns(names: Mapping[str, object]) -> list[Column]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +26,6 @@ class Fact:
 
 def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
     """The trial's headline numbers; what it does not have is '–'."""
-    speeds = trial.history.get("images_per_second") or ()
     baseline = sweep.baseline
     gain = None
     if baseline is not None and baseline.value is not None and trial.value is not None:
@@ -44,7 +42,7 @@ def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
         Fact("Train time", tables.duration(trial.train_seconds), "Training and validation, without waiting"),
         Fact(
             "Images/s",
-            _text(statistics.median(speeds) if speeds else None, "{:,.0f}"),
+            _text(tables.median(trial, "images_per_second"), "{:,.0f}"),
             "Median training throughput of its epochs, all ranks",
         ),
     ]

@@ -34,7 +34,7 @@ def run_trial(
     trial = study.ask(wanted)
     trial.begin(parameters=1000 * (trial.number + 1), group=group, group_began=10.0 * trial.number)
     for number, accuracy in enumerate(accuracies, 1):
-        metrics = EpochMetrics(number, 0.5, 0.25, accuracy, 0.001, 1000.0 * number, 0.1)
+        metrics = EpochMetrics(number, 0.5, 0.25, accuracy, 0.001, 1000.0 * number, 0.1, 0.02 * number)
         trial.report(metrics, train_seconds=0.1 * number)
     if end == "fail":
         trial.fail(error)

@@ -185,11 +185,11 @@ def test_the_columns_of_ones_choice_are_shown(page: AppTest) -> None:
 def test_the_front_depends_on_the_cost(page: AppTest) -> None:
     run(page, sweep="mixed")
     assert marked(page, "front") == [1, 0]  # of 2,000 and 1,000 parameters; 4 has more than both
-    page.segmented_control(key="cost").set_value("image_milliseconds").run()
+    page.segmented_control(key="cost").set_value("latency").run()
     assert marked(page, "front") == [1]  # all of them trained equally fast
     assert marked(page, "preset") == [0]
     (chart,) = (c for c in page.get("vega_lite_chart") if "front" in c.proto.alt)
-    assert "training time per image, milliseconds" in chart.proto.spec
+    assert "latency per image, milliseconds" in chart.proto.spec
 
 
 def marked(page: AppTest, mark: str) -> list[object]:
@@ -341,12 +341,12 @@ def test_only_complete_trials_that_have_the_cost_are_in_the_front() -> None:
     assert front() == set()
 
 
-def test_the_time_per_image_is_that_of_the_training() -> None:
-    fast = trial(0, 0.5, history={"images_per_second": [2000.0, 1000.0, 4000.0]})
-    slow = trial(1, 0.4, history={"images_per_second": [500.0]})
-    still = trial(2, 0.9, history={"images_per_second": [0.0]})
+def test_the_latency_is_the_median_of_the_epochs_and_0_is_none() -> None:
+    fast = trial(0, 0.5, history={"latency": [0.9, 0.4, 0.5]})
+    slow = trial(1, 0.4, history={"latency": [2.0]})
+    still = trial(2, 0.9, history={"latency": [0.0]})
     table = tables.ranking(rank([fast, slow, still]))
-    points = pareto.points(table, "image_milliseconds", pareto.front(table, "image_milliseconds"))
+    points = pareto.points(table, "latency", pareto.front(table, "latency"))
     assert points[["trial", "cost", "front"]].to_numpy().tolist() == [[0, 0.5, True], [1, 2.0, False]]
 
 

@@ -76,7 +76,7 @@ def run(config: TrialConfig, data: ImageData, **options: Any) -> tuple[list[Epoc
 
 
 def without_times(metrics: list[EpochMetrics]) -> list[EpochMetrics]:
-    return [dataclasses.replace(m, seconds=0.0, images_per_second=0.0) for m in metrics]
+    return [dataclasses.replace(m, seconds=0.0, images_per_second=0.0, latency=0.0) for m in metrics]
 
 
 def after_calls(count: int) -> Callable[[], bool]:
@@ -144,7 +144,7 @@ def test_the_default_configuration_learns_digits_in_ten_epochs(digits: ImageData
 def test_there_is_one_report_per_epoch(digits: ImageData) -> None:
     metrics, _ = run(small(training__epochs=3), digits)
     assert [m.epoch for m in metrics] == [1, 2, 3]
-    assert all(m.seconds > 0 and m.images_per_second > 0 for m in metrics)
+    assert all(m.seconds > 0 and m.images_per_second > 0 and m.latency > 0 for m in metrics)
     assert all(isinstance(value, int | float) for m in metrics for value in m.to_json().values())
 
 

@@ -89,7 +89,9 @@ def train(
             step += 1
         trained = _synchronized_clock(device)
         _share_statistics(model, world_size)
+        evaluated = time.perf_counter()
         val_loss, val_accuracy = score(model, validation, plain_loss, config.training, rank, world_size)
+        evaluation = time.perf_counter() - evaluated
         train_loss = _sum_over_ranks(total / (steps * world_size), world_size).item()
         if not (torch.isfinite(torch.tensor([train_loss, val_loss])).all()):
             raise NotFiniteError(f"The loss is not finite in epoch {epoch}: train {train_loss}, validation {val_loss}.")
@@ -101,6 +103,7 @@ def train(
             learning_rate=rate,
             images_per_second=steps * batch_size / (trained - started),
             seconds=time.perf_counter() - started,
+            latency=1000 * evaluation * world_size / len(validation),
         )
 
 

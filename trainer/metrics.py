@@ -12,7 +12,8 @@ class EpochMetrics:
     """What one epoch gave. Losses are means per image; `val_loss` is without label smoothing or augmentation.
 
     `learning_rate` is that of the epoch's last step, `seconds` the wall time of training and evaluation, and
-    `images_per_second` counts the training alone, over all ranks.
+    `images_per_second` counts the training alone, over all ranks. `latency` is the milliseconds that a rank takes to
+    classify one image of the validation split, in large batches; 0 where nobody has measured it.
     """
 
     epoch: int
@@ -22,6 +23,7 @@ class EpochMetrics:
     learning_rate: float
     images_per_second: float
     seconds: float
+    latency: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; `EpochMetrics(**values)` is the way back."""
