@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 from cluster.plan import GroupShape
 from cluster.space import Space
 from trainer.data import DataConfig
-from trainer.hyperparameters import nearest
+from trainer.hyperparameters import TrialConfig, nearest, unflatten
 from trainer.named_data import NAMES
 from trainer.presets import preset
 
@@ -28,7 +28,8 @@ class SweepConfig:
     """Everything a user says about a sweep. Checked when it is made; raises ValueError with a sentence.
 
     `epochs` are those of a trial that is not pruned; `time_budget` (seconds) is the time after which no new trial starts;
-    `preset` is the configuration that the first trial has (None: the data set's own). `trials` is None only with a
+    `preset` is the configuration that the first trial has (None: the data set's own), `first` are those of the trials after it,
+    each of which says what is other than in the preset. `trials` is None only with a
     `time_budget`: as many as fit into it.
     """
 
@@ -42,11 +43,13 @@ class SweepConfig:
     preset: str | None = None
     seed: int = 0
     space: Mapping[str, Any] = field(default_factory=dict)
+    first: Sequence[Mapping[str, Any]] = ()
     shape: GroupShape = field(default_factory=GroupShape)
     keep_checkpoints: int = 5
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        object.__setattr__(self, "first", tuple(self.first))
         for name in ("trials", "epochs", "keep_checkpoints"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -64,6 +67,11 @@ class SweepConfig:
         space = self.build_space()
         if self.sampler == "grid":
             next(space.grid())
+        enqueued = len(self.first_trials()) + (self.baseline is not None)
+        if self.first and self.trials is not None and self.trials < enqueued:
+            raise ValueError(
+                f"trials must be at least {enqueued}, the preset's and those of `first`, but got {self.trials}."
+            )
 
     @property
     def baseline(self) -> str | None:
@@ -73,13 +81,23 @@ class SweepConfig:
         known = NAMES.get(self.data.data)
         return known.preset if known else "default"
 
+    def first_trials(self) -> list[TrialConfig]:
+        """The configurations of `first`, whole. Raises ValueError for what is no configuration."""
+        base = unflatten(
+            {"training.epochs": self.epochs, "training.seed": self.seed}, preset(self.baseline or "default")
+        )
+        found = []
+        for place, given in enumerate(self.first, 1):
+            if not isinstance(given, Mapping):
+                raise ValueError(f"first: {place}. must map hyperparameters to values, but got {given!r:.60}.")
+            _refuse_own(given, "first")
+            found.append(unflatten(given, base))
+        return found
+
     def build_space(self) -> Space:
         """The search space: the declared one, as the data set and the user narrow it."""
         narrowing = dict(self.space)
-        if "training.epochs" in narrowing or "training.seed" in narrowing:
-            raise ValueError(
-                "training.epochs and training.seed are the sweep's own `epochs` and `seed`, not part of `space`."
-            )
+        _refuse_own(narrowing, "space")
         known = NAMES.get(self.data.data)
         if known and not known.mirrored:
             narrowing.setdefault("augmentation.flip", False)  # a mirrored 2 is no 2
@@ -93,6 +111,13 @@ class SweepConfig:
     def from_json(cls, values: Mapping[str, Any]) -> SweepConfig:
         """The configuration that `to_json` gave."""
         return cls(**{**values, "data": DataConfig(**values["data"]), "shape": GroupShape(**values["shape"])})
+
+
+def _refuse_own(given: Mapping[str, Any], part: str) -> None:
+    if "training.epochs" in given or "training.seed" in given:
+        raise ValueError(
+            f"training.epochs and training.seed are the sweep's own `epochs` and `seed`, not part of `{part}`."
+        )
 
 
 def check_name(name: str) -> None:
@@ -166,8 +191,16 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "time_budget": (int, float, str),
     "skip_broken": (bool,),
     "space": (dict,),
+    "first": (list,),
 }
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping"}
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "a mapping",
+    list: "a list",
+}
 
 
 def _check_type(key: str, value: object) -> None:

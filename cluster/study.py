@@ -65,7 +65,7 @@ class SweepStudy:
         self._study.set_user_attr(SWEEP_ATTRIBUTE, json.dumps(config.to_json()))
 
     def enqueue_first_trials(self, config: SweepConfig) -> None:
-        """The baseline, or the grid's configurations, as waiting trials."""
+        """The baseline, the configurations that are to be first and the grid's, as waiting trials."""
         space = config.build_space()
         if config.baseline is not None:
             from trainer.presets import preset
@@ -74,7 +74,9 @@ class SweepStudy:
                 unflatten({"training.epochs": config.epochs, "training.seed": config.seed}, preset(config.baseline))
             )
             self._enqueue(baseline, space.part_of(baseline), preset=config.baseline)
-        elif config.sampler == "grid":
+        for given in map(flatten, config.first_trials()):
+            self._enqueue(given, space.part_of(given))
+        if config.sampler == "grid":
             for flat, _ in zip(space.grid(), range(config.trials or 10_000), strict=False):
                 self._enqueue(flat, space.part_of(flat))
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -110,3 +111,25 @@ def test_every_setting_has_a_type():
     from cluster.config import _TYPES
 
     assert set(_TYPES) == set(KEYS)
+
+
+def test_the_first_trials_differ_from_the_preset_in_what_they_say():
+    first = [{"model.kernel_size": 5}, {"model.blocks": 1, "model.filters": [7]}]
+    one, other = config(epochs=2, first=first).first_trials()
+    assert (one.model.kernel_size, one.model.filters, one.training.epochs) == ((5, 5, 5), (32, 64, 64), 2)
+    assert (other.model.kernel_size, other.model.filters) == ((3,), (7,))
+    assert config(preset="mnist-1conv", first=[{}]).first_trials()[0].model.dense_units == 128
+
+
+@pytest.mark.parametrize(
+    ("first", "complaint"),
+    [
+        ([{"model.kernel": 3}], "model.kernel_size"),
+        ([{"training.epochs": 3}], "part of `first`"),
+        ([3], "first: 1. must map"),
+        ([{}] * 20, "trials must be at least 21"),
+    ],
+)
+def test_first_trials_that_are_none_are_refused(first, complaint):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        config(first=first)

@@ -1,0 +1,138 @@
+"""Measure trials per minute: one fixed list of MNIST trials, run the ways a user would run it, on this machine.
+
+    python -m bench.sweep [--trials 16|64] [--ways loop optuna tune train convsweep] [--repeat 1]
+
+10,000 training and 2,000 validation images, two epochs, batch 64, the same networks, optimizers and seed. The others' ways
+are written as their documentation shows them: a DataLoader over a float32 TensorDataset; a plain loop over the list; the
+same in an Optuna study; Ray Tune with as many trials at once as the machine has pairs of cores; and Ray Tune with a Ray
+Train TorchTrainer in each trial. Each way is a process of its own, timed from its start to its end, imports included.
+Needs CONVSWEEP_DATA with MNIST/raw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from cluster.experiments import Experiments
+from cluster.studies import Studies
+from trainer.data import DataConfig, load_data
+
+WAYS = ("loop", "optuna", "tune", "train", "convsweep")
+TRAINING, VALIDATION = 10_000, 2_000
+EPOCHS, BATCH = 2, 64
+
+
+def configurations(trials: int) -> list[dict[str, Any]]:
+    """The fixed list: kernel size, filters of the first of two blocks, optimizer, learning rate."""
+    rates = (0.001, 0.01) if trials <= 16 else (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.02)
+    grid = itertools.product((3, 5), (16, 32), ("adam", "sgd"), rates)
+    return [{"kernel": k, "filters": f, "optimizer": o, "rate": r} for k, f, o, r in grid][:trials]
+
+
+def main() -> None:
+    """Measure, and print a line per way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=16, choices=(16, 64))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write what was found into this file")
+    given = parser.parse_args()
+    walls: dict[str, list[float]] = {way: [] for way in given.ways}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        write_images(Path(os.environ["CONVSWEEP_DATA"]), data)
+        for turn, way in itertools.product(range(given.repeat), given.ways):
+            began = time.perf_counter()
+            said = run(way, given.trials, data, Path(folder) / f"{way}-{turn}")
+            wall = time.perf_counter() - began
+            walls[way].append(wall)
+            print(f"{way:10} {wall:7.1f} s  {60 * given.trials / wall:6.2f} trials/min  {said}", flush=True)
+    medians = {way: statistics.median(found) for way, found in walls.items()}
+    if "convsweep" in medians:
+        for way in given.ways:
+            print(f"convsweep / {way:10} {medians[way] / medians['convsweep']:5.2f}")
+    if given.json:
+        given.json.write_text(json.dumps({"trials": given.trials, "seconds": walls}, indent=1))
+
+
+def write_images(root: Path, to: Path) -> None:
+    """Training and validation images of MNIST as a folder of PNGs, and as arrays for those who would load them so."""
+    known = load_data(DataConfig(data="mnist", root=str(root), cache=str(to / "cache")))
+    for part, split, count in (("train", known.train, TRAINING), ("val", known.validation, VALIDATION)):
+        rows = split.rows[:count]
+        images, labels = split.images[rows][:, 0], split.labels[rows]
+        for row, image, label in zip(rows, images, labels, strict=True):
+            file = to / "images" / part / str(label) / f"{row}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+        np.savez(to / f"{part}.npz", images=images, labels=labels.astype("int64"))
+
+
+def run(way: str, trials: int, data: Path, folder: Path) -> str:
+    """Run the list in that way; returns what is to be said about it. Raises CalledProcessError when it fails."""
+    if way == "convsweep":
+        return run_convsweep(trials, data, folder)
+    command = [sys.executable, "-m", "bench.peers", way, str(trials), str(data)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return done.stdout.splitlines()[-1]
+
+
+def run_convsweep(trials: int, data: Path, folder: Path) -> str:
+    """The list as a user's sweep file."""
+    folder.mkdir()
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(sweep_file(trials, data)))
+    command = ["-m", "cluster.cli", "sweep", file, "--experiments", folder / "experiments", "--cache", folder / "cache"]
+    subprocess.run([sys.executable, *map(str, command)], check=True, stderr=subprocess.DEVNULL)
+    sweep = Studies(Experiments(folder / "experiments")).read("list")
+    assert sweep.counts["COMPLETE"] == trials, sweep.counts
+    timing = sweep.timing
+    after = timing.wall_seconds - timing.startup_seconds
+    share = timing.train_seconds / (timing.groups * after)
+    best = sweep.best_or_error().value
+    return f"best {best:.4f}; start-up {timing.startup_seconds:.1f} s, training {share:.3f} of the groups' time after it"
+
+
+def sweep_file(trials: int, data: Path) -> dict[str, Any]:
+    """The fixed list as convsweep's settings."""
+    fixed = {
+        "model.blocks": 2,
+        "model.padding": "same",
+        "model.batch_norm": False,
+        "model.head": "flatten",
+        "model.dense_units": 64,
+        "optimizer.nesterov": False,
+        "schedule.name": "constant",
+        "training.batch_size": BATCH,
+        "training.precision": "float32",
+    }
+    first = [
+        fixed
+        | {
+            "model.kernel_size": c["kernel"],
+            "model.filters": [c["filters"], 2 * c["filters"]],
+            "optimizer.name": c["optimizer"],
+            "optimizer.learning_rate": c["rate"],
+        }
+        for c in configurations(trials)
+    ]
+    own = {"name": "list", "data": str(data / "images"), "image_size": 28, "trials": trials, "epochs": EPOCHS}
+    return own | {"preset": "none", "pruner": "none", "first": first}
+
+
+if __name__ == "__main__":
+    main()
