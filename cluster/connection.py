@@ -19,6 +19,7 @@ _QUIET = {
     "RAY_worker_maximum_startup_concurrency": "8",  # with as many as CPUs, two cores start a group's actors two by two
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # so long a group that has ended, or died, is waited for
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per group; a rank that is taken away is noticed by its death
     "PYTHONWARNINGS": "ignore",  # of Ray's own processes
 }

@@ -63,6 +63,10 @@ class Trials:
         """Tune pickles its searcher and its stopper for a restore of its own, which is not used."""
         return str, ("the study is the record",)
 
+    def prepare(self) -> None:
+        """Ask for the first trials and hand them in: the groups begin with them as soon as they are up."""
+        self._fill()
+
     def next(self, tune_id: str) -> RunningTrial | None:
         """The trial whose reports Tune is to follow next, or None when there are no more."""
         if not self._posted:

@@ -69,7 +69,9 @@ def train_on_group(
         with connect(address) as nodes, contextlib.ExitStack() as cleanup:
             plan = make_plan(shape, nodes, trials=1)
             cleanup.callback(experiments.remove_sweep_files, name)
-            mailbox = cleanup.enter_context(WorkerGroups(plan, experiments.groups_uri(name))).mailbox
+            groups = cleanup.enter_context(WorkerGroups(plan, experiments.groups_uri(name)))
+            groups.wait_until_up(lambda: False)
+            mailbox = groups.mailbox
             ray.get(mailbox.post.remote(Assignment(0, config, data, store.uri)))
             for position in range(config.training.epochs):
                 report = ray.get(mailbox.read.remote(0, position))

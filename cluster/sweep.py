@@ -130,7 +130,10 @@ def _run(study: SweepStudy, config: SweepConfig, plan: Plan, experiments: Experi
                 ),
             )
             with groups:
-                tuner.fit()
+                trials.prepare()
+                groups.wait_until_up(trials.should_stop)
+                if not trials.should_stop():
+                    tuner.fit()
             state = "FAILED" if hopeless.reason else "INTERRUPTED" if trials.left() else "FINISHED"
         except Exception:
             state = "FAILED"

@@ -7,9 +7,9 @@ that reads the trial's reports there, whichever group trains it.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import uuid
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +17,7 @@ import ray
 import ray.train
 from ray import tune
 
+from cluster.lean_train import lean_trainer, start_controllers
 from cluster.plan import Plan
 from trainer.mailbox import Mailbox, Report, work
 
@@ -34,9 +35,10 @@ class WorkerGroups:
         names = [f"group-{uuid.uuid4().hex[:8]}" for _ in range(plan.groups)]
         actor: Any = ray.remote(Mailbox)
         # It takes no CPU from the ranks; as many calls may wait in it as there are ranks and readers.
+        self._up = False
         self.mailbox: Any = actor.options(num_cpus=0, max_concurrency=10_000).remote(names)
-        self._controllers = _start_controllers(plan.groups)
-        trainer = _trainer_class(plan, self._controllers)
+        self._controllers = start_controllers(plan.groups)
+        trainer = lean_trainer(self._controllers, with_process_groups=plan.workers > 1)
         self._threads = {
             name: threading.Thread(
                 target=_run_group, args=(self.mailbox, name, plan, storage, trainer), daemon=True, name=name
@@ -45,30 +47,30 @@ class WorkerGroups:
         }
 
     def __enter__(self) -> WorkerGroups:
-        self._made_coordinator = _coordinator() is None
         for thread in self._threads.values():
             thread.start()
         return self
+
+    def wait_until_up(self, should_stop: Callable[[], bool]) -> None:
+        """Wait until all groups are up, or cannot be, or `should_stop()` says so: those that are not up then are given up."""
+        up = self.mailbox.up.remote()
+        while not should_stop():
+            done, _ = ray.wait([up], timeout=0.2)
+            if done:
+                self._up = True
+                return
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the groups and the trials that they are at; waits until processes and placement groups are gone."""
+        if not self._up:
+            ray.kill(self._controllers)
         ray.get([self.mailbox.close.remote(name) for name in self._threads])
         for thread in self._threads.values():
             thread.join(timeout=60)
         ray.kill(self.mailbox)
         ray.kill(self._controllers)
-        if self._made_coordinator and (left_behind := _coordinator()) is not None:
-            ray.kill(left_behind)
-
-
-def _coordinator() -> Any | None:
-    """The actor that Ray Train makes once per cluster and leaves there when it ends."""
-    try:
-        return ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-    except ValueError:
-        return None
 
 
 class TrialReader(tune.Trainable):
@@ -119,54 +121,3 @@ def _run_group(mailbox: Any, group: str, plan: Plan, storage: str, trainer: Any)
         ).fit()
     except Exception as error:
         ray.get(mailbox.fail.remote(group, f"The worker group was lost: {error}"))
-
-
-class _Controllers:
-    """An actor in which the controllers of all groups run, each in a thread."""
-
-    def run(self, settings: dict[str, Any]) -> Any:
-        """Run a Ray Train controller to its end; returns its result."""
-        from ray.train.v2._internal.execution.controller import TrainController
-
-        controller = TrainController(**settings)
-        asyncio.run(controller.run())
-        return controller.get_result()
-
-
-def _start_controllers(groups: int) -> Any:
-    from ray.train.v2._internal.constants import get_env_vars_to_propagate
-
-    here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}  # type: ignore[attr-defined]
-    env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
-    actor: Any = ray.remote(_Controllers)
-    return actor.options(
-        num_cpus=0, max_concurrency=groups, label_selector=here, runtime_env={"env_vars": env}
-    ).remote()
-
-
-def _trainer_class(plan: Plan, controllers: Any) -> Any:
-    """Ray Train's trainer, without the actors that nobody asks: each of them is a process that imports for seconds.
-
-    By itself a trainer starts a controller, one to free the group's place should the controller die, and one for the data
-    sets that it is given. Here all groups share a process for their controllers, which is gone with the driver, and with
-    the driver Ray frees the places; data sets there are none.
-    """
-    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    trainer_class: Any = DataParallelTrainer
-    if plan.workers > 1:  # a rank alone needs no process group, and what starts it then needs no torch
-        from ray.train.torch import TorchTrainer
-
-        trainer_class = TorchTrainer
-
-    class Trainer(trainer_class):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            unused = DatasetsCallback | PlacementGroupCleanerCallback
-            return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
-
-        def _initialize_and_run_controller(self, **settings: Any) -> Any:
-            return ray.get(controllers.run.remote(settings))
-
-    return Trainer

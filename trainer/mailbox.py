@@ -101,11 +101,19 @@ class Mailbox:
                 self._failure = reason
             self._changed.notify_all()
 
+    async def up(self) -> None:
+        """Returns when every group that could be started has a rank that has joined it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: all(members.joined for members in self._groups.values()))
+
     # ---- the ranks of the groups ----
 
     async def join(self, group: str) -> int:
         """A rank of the group starts, or starts again: the index of the assignment that it has to begin with."""
         members = self._groups[group]
+        async with self._changed:
+            members.joined = True
+            self._changed.notify_all()
         return len(members.taken) - len(members.unfinished())
 
     async def take(self, group: str, index: int) -> Assignment | None:
@@ -153,6 +161,7 @@ class _Group:
 
     taken: list[Assignment] = field(default_factory=list)
     finished: int = 0
+    joined: bool = False
     closed: bool = False
     attempts: dict[int, int] = field(default_factory=dict)
 

@@ -1,0 +1,80 @@
+"""Ray Train without the actors that a sweep has no use for: each is a process that imports for seconds.
+
+By itself a trainer starts seven of them beside the ranks: its controller; one that frees its place on the cluster should
+the controller die; one for data sets; one that asks the cloud about preemption; one that bargains with Ray Data for
+resources; one by which the ranks meet; one that keeps the state for Ray's dashboard. Here all groups share one process for
+their controllers, which ends with the driver, and with the driver Ray frees the places. The ranks' meeting place stays.
+
+What is used here has no public name in Ray 2.60: should another release have changed it, this file is the place to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+
+
+class _Controllers:
+    """An actor in which the controllers of all groups run, each in a thread."""
+
+    def run(self, settings: dict[str, Any]) -> Any:
+        """Run a Ray Train controller to its end; returns its result."""
+        from ray.train.v2._internal.execution.controller import TrainController
+
+        policy = _fixed_size(settings.pop("scaling_config"))
+        controller = TrainController(**settings, scaling_policy=policy)
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+
+def start_controllers(groups: int) -> Any:
+    """The actor for the controllers of that many groups, on this node."""
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+    here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}  # type: ignore[attr-defined]
+    env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
+    actor: Any = ray.remote(_Controllers)
+    options = {"num_cpus": 0, "max_concurrency": groups, "label_selector": here, "runtime_env": {"env_vars": env}}
+    return actor.options(**options).remote()
+
+
+def lean_trainer(controllers: Any, with_process_groups: bool) -> Any:
+    """The class of Ray Train's trainers that have their controller among the `controllers`.
+
+    Ranks that train together need a process group of torch; what starts a rank that trains alone needs no torch.
+    """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    trainer_class: Any = DataParallelTrainer
+    if with_process_groups:
+        from ray.train.torch import TorchTrainer
+
+        trainer_class = TorchTrainer
+
+    class Trainer(trainer_class):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            unused = DatasetsCallback | PlacementGroupCleanerCallback
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
+
+        def _initialize_and_run_controller(self, scaling_policy: Any, **settings: Any) -> Any:
+            return ray.get(controllers.run.remote(settings | {"scaling_config": scaling_policy.scaling_config}))
+
+    return Trainer
+
+
+def _fixed_size(scaling_config: Any) -> Any:
+    """A group keeps its size. Its placement group alone asks the cluster's autoscaler for room."""
+    from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+
+    class FixedSize(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    return FixedSize(scaling_config)
