@@ -104,7 +104,9 @@ def run_convsweep(trials: int, data: Path, folder: Path) -> str:
     after = timing.wall_seconds - timing.startup_seconds
     share = timing.train_seconds / (timing.groups * after)
     best = sweep.best_or_error().value
-    return f"best {best:.4f}; start-up {timing.startup_seconds:.1f} s, training {share:.3f} of the groups' time after it"
+    return (
+        f"best {best:.4f}; start-up {timing.startup_seconds:.1f} s, training {share:.3f} of the groups' time after it"
+    )
 
 
 def sweep_file(trials: int, data: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class _Controllers:
         from ray.train.v2._internal.execution.controller import TrainController
 
         policy = _fixed_size(settings.pop("scaling_config"))
-        controller = TrainController(**settings, scaling_policy=policy)
+        controller: Any = TrainController(**settings, scaling_policy=policy)
         asyncio.run(controller.run())
         return controller.get_result()
 

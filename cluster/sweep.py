@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -86,6 +86,14 @@ def _go_on(
 
 def _run(study: SweepStudy, config: SweepConfig, plan: Plan, experiments: Experiments) -> Outcome:
     """Run trials until there are enough, the time is up or somebody stops it; the study tells the truth afterwards."""
+    interrupted = threading.Event()
+    with _interruptible(interrupted):
+        return _run_until(interrupted, study, config, plan, experiments)
+
+
+def _run_until(
+    interrupted: threading.Event, study: SweepStudy, config: SweepConfig, plan: Plan, experiments: Experiments
+) -> Outcome:
     from ray import tune
 
     from cluster.search import StudyScheduler, StudySearcher, SweepStopper, Trials, Watcher
@@ -94,7 +102,6 @@ def _run(study: SweepStudy, config: SweepConfig, plan: Plan, experiments: Experi
     keeper = _CheckpointKeeper(experiments.checkpoints(config.name), config.keep_checkpoints, study)
     hopeless = _Hopeless()
     progress = Progress(config, plan, study)
-    interrupted = threading.Event()
     watchers: list[Watcher] = [keeper, hopeless, progress]
 
     state = "INTERRUPTED"
@@ -114,7 +121,7 @@ def _run(study: SweepStudy, config: SweepConfig, plan: Plan, experiments: Experi
     def to_tune(trial: RunningTrial) -> dict[str, Any]:
         return {"trial": trial.number, "mailbox": mailbox}
 
-    with tempfile.TemporaryDirectory(prefix="convsweep-") as tune_folder, progress, _interruptible(interrupted):
+    with tempfile.TemporaryDirectory(prefix="convsweep-") as tune_folder, progress:
         try:
             tuner = tune.Tuner(
                 tune.with_resources(TrialReader, _ALMOST_NOTHING),
@@ -154,7 +161,8 @@ def _interruptible(event: threading.Event) -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         event.set()
-        sys.stderr.write("\nStopping: what is finished is kept. A second Ctrl-C stops at once.\n")
+        # Not by sys.stderr: the signal may have come in the middle of a write to it.
+        os.write(2, b"\nStopping: what is finished is kept. A second Ctrl-C stops at once.\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before: Mapping[int, Any] = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -483,3 +483,19 @@ def test_what_the_mailbox_handles_can_be_sent_to_another_process() -> None:
 def test_the_mailbox_imports_no_torch() -> None:
     code = "import sys, trainer.mailbox; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- starting ----
+
+
+def test_the_groups_are_up_when_each_that_could_be_started_has_joined() -> None:
+    async def scenario() -> None:
+        mailbox = await mailbox_with(groups="ab")
+        up = asyncio.create_task(mailbox.up())
+        await mailbox.join("a")
+        done, _ = await asyncio.wait([up], timeout=0.05)
+        assert not done
+        await mailbox.fail("b", "it cannot start")
+        await up
+
+    run(scenario())

@@ -183,3 +183,14 @@ def test_timing_adds_up_the_runs_of_a_resumed_sweep(where):
     assert timing.train_seconds == 1.5 + 3.0
     assert timing.overhead_seconds == 10.0 - 1.5
     assert timing.groups == 2
+
+
+def test_the_first_configurations_follow_the_preset_and_are_pruned_like_others(where):
+    study, chosen = create(where, first=[{"model.kernel_size": 5}, {"model.filters": [8, 9, 10]}])
+    trials = [run_trial(study, chosen, 0.5) for _ in range(4)]
+    assert [t.config.model.kernel_size for t in trials[:3]] == [(3, 3, 3), (5, 5, 5), (3, 3, 3)]
+    assert trials[2].config.model.filters == (8, 9, 10)
+    study.end_run("INTERRUPTED")
+    assert [t.preset for t in sorted(study.read().trials, key=lambda t: t.number)] == ["default", None, None, None]
+    assert plain(where).trials[1].params["model.kernel_size.2"] == 5
+    assert "model.filters.1" not in plain(where).trials[2].params  # 8 is not in the space

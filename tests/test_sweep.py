@@ -108,7 +108,7 @@ def test_equal_seeds_give_equal_losses_bit_for_bit(command):
 
 def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on(command, tmp_path):
     running = command(
-        "sweep", "--data", "digits", "--trials", 30, "--epochs", 40, "--name", "s", "--pruner", "none", *NARROW
+        "sweep", "--data", "digits", "--trials", 8, "--epochs", 40, "--name", "s", "--pruner", "none", *NARROW
     )
     experiments = Experiments(tmp_path / "experiments")
     deadline = time.time() + 120
@@ -130,11 +130,25 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on(command, tmp_path):
 
     finish(command("resume", "s"))
     after = Studies(experiments).open("s")
-    assert after.counts() == {"COMPLETE": 30, "PRUNED": 0, "FAIL": 0, "RUNNING": 0, "WAITING": 0}
+    assert after.counts() == {"COMPLETE": 8, "PRUNED": 0, "FAIL": 0, "RUNNING": 0, "WAITING": 0}
     for number, trial in done.items():
         assert after.read().trial(number) == trial
     for trial in waiting:
         assert after.read().trial(trial.number).config == trial.config
+
+
+def test_a_sweep_that_is_interrupted_before_its_groups_are_up_ends_at_once_and_goes_on(command, tmp_path):
+    running = command("sweep", "--data", "digits", "--trials", 3, "--epochs", 1, "--name", "s", *NARROW)
+    begun = next(line for line in running.stderr if "worker group" in line)  # they start, and no trial has begun
+    running.send_signal(signal.SIGINT)
+    _, err = finish(running, status=130)
+    assert "convsweep resume s" in err, begun
+    study = Studies(Experiments(tmp_path / "experiments")).open("s")
+    assert study.state == "INTERRUPTED"
+    assert set(study.read().counts.items()) >= {("RUNNING", 0), ("COMPLETE", 0), ("FAIL", 0)}
+    finish(command("resume", "s"))
+    assert study.read().counts["RUNNING"] == study.read().counts["WAITING"] == study.read().counts["FAIL"] == 0
+    assert len(study.read().trials) == 3
 
 
 # A cluster that outlives the sweep; after a line on its input it says what is left there.
