@@ -29,6 +29,7 @@ format: $(READY)
 
 bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DATA
 	$(BIN)/python bench/promises.py
+	$(BIN)/python -m bench.sweep
 
 docs: $(READY)  ## write the tables that are derived from the code
 	$(BIN)/python -m tests.derived_docs

@@ -90,13 +90,12 @@ def optuna_study(trials: int, data: Path) -> float:
 
 
 def ray_tune(trials: int, data: Path, with_train: bool) -> float:
-    """Ray Tune, two trials at once on two cores; with `with_train`, a TorchTrainer in each, as Ray documents it."""
+    """Ray Tune, a trial per core at once; with `with_train`, a TorchTrainer in each, as Ray documents it."""
     import ray
     import ray.train
     from ray import tune
 
     cores = os.cpu_count() or 1
-    at_once = max(1, cores)
     ray.init(num_cpus=2 * cores, include_dashboard=False, log_to_driver=False)
 
     def plain(config: dict[str, Any]) -> None:
@@ -124,7 +123,7 @@ def ray_tune(trials: int, data: Path, with_train: bool) -> float:
     results = tune.Tuner(
         trainable,
         param_space={"given": tune.grid_search(configurations(trials))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+        tune_config=tune.TuneConfig(max_concurrent_trials=cores),
         run_config=tune.RunConfig(storage_path=tempfile.mkdtemp(), verbose=0),
     ).fit()
     accuracies = [r.metrics["accuracy"] for r in results if r.metrics and "accuracy" in r.metrics]

@@ -2,10 +2,11 @@
 
     python -m bench.sweep [--trials 16|64] [--ways loop optuna tune train convsweep] [--repeat 1]
 
-10,000 training and 2,000 validation images, two epochs, batch 64, the same networks, optimizers and seed. The others' ways
-are written as their documentation shows them: a DataLoader over a float32 TensorDataset; a plain loop over the list; the
-same in an Optuna study; Ray Tune with as many trials at once as the machine has pairs of cores; and Ray Tune with a Ray
-Train TorchTrainer in each trial. Each way is a process of its own, timed from its start to its end, imports included.
+10,000 training and 2,000 validation images, two epochs, batch 64, the same networks, optimizers and seeds; the others in
+float32, convsweep in bfloat16 where the hardware has it. The others' ways are written as their documentation shows them: a
+DataLoader over a float32 TensorDataset; a plain loop over the list; the same in an Optuna study; Ray Tune with as many
+trials at once as the machine has cores; and Ray Tune with a Ray Train TorchTrainer in each trial. Each way is a process of
+its own, timed from its start to its end, imports included.
 Needs CONVSWEEP_DATA with MNIST/raw.
 """
 

@@ -13,6 +13,7 @@ import torch
 from cluster.connection import connect
 from cluster.experiments import Experiments
 from cluster.plan import GroupShape, make_plan
+from trainer import memory
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint
 from trainer.data import DataConfig, ImageData
@@ -37,6 +38,7 @@ def train_here(config: TrialConfig, data: ImageData) -> Training:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def run() -> Iterator[EpochMetrics]:
+        memory.keep_freed()
         model = create_model(config, data, device)
         parts = ImageTensors.of(data.train, device), ImageTensors.of(data.validation, device)
         started = time.perf_counter()

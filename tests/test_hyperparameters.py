@@ -324,6 +324,7 @@ KERAS_3 = [(32, 3, True), (64, 3, True), (64, 3, False)]
         ("cifar-3conv", (3, 32, 32), recipe(KERAS_3, 3, 32, 10, 64, same=False)),
         ("mnist-1conv", (1, 28, 28), recipe([(32, 3, True)], 1, 28, 10, 128, same=False)),
         ("cifar-2conv", (3, 32, 32), recipe([(32, 3, True), (64, 3, True)], 3, 32, 10, 128, same=True)),
+        ("cifar10-fast", (3, 32, 32), 9 * (3 * 32 + 32 * 64 + 64 * 128) + 2 * (32 + 64 + 128) + 128 * 10 + 10),
     ],
 )
 def test_a_preset_has_as_many_parameters_as_its_recipe(
@@ -353,6 +354,7 @@ def test_the_presets_have_the_batch_sizes_and_epochs_of_their_recipes() -> None:
         "mnist-1conv": (128, 10),
         "cifar-3conv": (32, 10),
         "cifar-2conv": (32, 10),
+        "cifar10-fast": (256, 16),
     }
 
 

@@ -16,6 +16,7 @@ import ray
 import ray.train
 import torch
 
+from trainer import memory
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
@@ -52,6 +53,7 @@ def take_assignments(mailbox: Any, group: str, threads: int) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(threads)
+    memory.keep_freed()
     index = ray.get(mailbox.join.remote(group))
     stopped: Container[int] = _Stopped(mailbox) if rank == 0 else ()
     loaded = _Loaded(_device(world_size))
@@ -125,6 +127,7 @@ class _Trial:
                 raise
         self._finish()
         gc.collect()  # networks hold reference cycles; a GPU's memory is not to wait for Python's own time
+        memory.give_back()
         if loaded.device.type == "cuda":
             torch.cuda.empty_cache()
 
