@@ -300,7 +300,7 @@ def test_a_note_loads_nothing_from_elsewhere_in_a_browser(folder: Path, mixed: s
         visitor.on("request", lambda request: asked.add(request.url))
         visitor.goto(f"{address}/compare?sweep={mixed}&compare=Notes")
         expect(visitor.get_by_role("heading", name="Seen")).to_be_visible(timeout=60_000)
-        expect(visitor.get_by_text("f.png")).to_be_visible(timeout=60_000)
+        expect(visitor.locator("code", has_text="f.png").last).to_be_visible(timeout=60_000)
         visitor.wait_for_load_state("networkidle")
         browser.close()
     assert any(url.startswith(address) for url in asked)
