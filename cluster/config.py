@@ -81,11 +81,14 @@ class SweepConfig:
         known = NAMES.get(self.data.data)
         return known.preset if known else "default"
 
+    def starting_point(self) -> TrialConfig:
+        """The baseline's configuration, or the default one, with the sweep's epochs and seed."""
+        own = {"training.epochs": self.epochs, "training.seed": self.seed}
+        return unflatten(own, preset(self.baseline or "default"))
+
     def first_trials(self) -> list[TrialConfig]:
         """The configurations of `first`, whole. Raises ValueError for what is no configuration."""
-        base = unflatten(
-            {"training.epochs": self.epochs, "training.seed": self.seed}, preset(self.baseline or "default")
-        )
+        base = self.starting_point()
         found = []
         for place, given in enumerate(self.first, 1):
             if not isinstance(given, Mapping):

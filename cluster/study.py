@@ -68,11 +68,7 @@ class SweepStudy:
         """The baseline, the configurations that are to be first and the grid's, as waiting trials."""
         space = config.build_space()
         if config.baseline is not None:
-            from trainer.presets import preset
-
-            baseline = flatten(
-                unflatten({"training.epochs": config.epochs, "training.seed": config.seed}, preset(config.baseline))
-            )
+            baseline = flatten(config.starting_point())
             self._enqueue(baseline, space.part_of(baseline), preset=config.baseline)
         for given in map(flatten, config.first_trials()):
             self._enqueue(given, space.part_of(given))
