@@ -21,7 +21,7 @@ from cluster.experiments import Experiments
 from cluster.record import TrialRecord
 from cluster.studies import Studies
 from cluster.study import SweepStudy
-from dashboard import charts, launch, settings, tables
+from dashboard import charts, launch, records, settings, tables
 from trainer.domains import Value
 from trainer.hyperparameters import TrialConfig, flatten, parameters
 from trainer.metrics import EpochMetrics, history
@@ -408,3 +408,22 @@ def test_the_progress_chart_has_points_and_the_line_of_the_best() -> None:
     line, points = charts.best_by_trial(progress).to_dict()["layer"]
     assert line["encoding"]["y"]["field"] == "best"
     assert points["encoding"]["color"]["scale"]["domain"] == ["COMPLETE", "PRUNED"]
+
+
+def test_warming_up_reads_the_newest_sweep_and_leaves_errors_to_the_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(records, "ranking_table", lambda sweep: read.append(sweep.name))
+    experiments = Experiments(tmp_path / "experiments")
+    records.warm_up(experiments)
+    for name in ("older", "newer"):
+        config = make_config({"name": name, "data": "digits", "trials": 1})
+        Studies(experiments, create=True).create(config, ["a", "b"])
+    records.warm_up(experiments)
+    assert read == ["newer"]
+    broken = Experiments(tmp_path / "broken")
+    broken.folder.mkdir()
+    (broken.folder / "studies.db").write_bytes(b"not a database" * 100)
+    records.warm_up(broken)
+    assert read == ["newer"]
