@@ -132,6 +132,13 @@ def test_the_model_stays_as_it_was_but_for_its_mode() -> None:
     assert np.array_equal(grad_cam(model, picture(), 0), first)
 
 
+def test_a_network_that_judges_by_the_mirror_image_too_is_asked_about_the_image_alone() -> None:
+    plain, flipping = network(), network(test_time_flip=True)
+    flipping.load_state_dict(plain.state_dict())
+    assert np.array_equal(grad_cam(flipping, picture(), 1), grad_cam(plain, picture(), 1))
+    assert flipping.test_time_flip
+
+
 def test_weights_that_are_not_trained_and_images_that_are_not_writable_will_do() -> None:
     model, image = network(), picture()
     expected = grad_cam(model, image, 2)

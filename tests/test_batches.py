@@ -114,6 +114,21 @@ def test_several_ranks_have_together_what_one_rank_has(
         assert max(len(m[1]) for m in mine) - min(len(m[1]) for m in mine) <= 1
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_where_it_is_said_which_images_are_mirrored_chance_is_not_asked(
+    training: ImageTensors, world_size: int
+) -> None:
+    mirrored = torch.rand(50, generator=generator()) < 0.5
+    config, seen = AugmentationConfig(flip=True), 0
+    for rank in range(world_size):
+        for images, labels, _ in training.shuffled(10, config, generator(), rank, world_size, mirrored):
+            for image, label in zip(images, labels.tolist(), strict=True):
+                original = training.images[label]
+                assert torch.equal(image, original.flip(-1) if mirrored[label // 2] else original)
+                seen += 1
+    assert seen == 50
+
+
 def test_ranks_go_on_alike_in_the_next_epoch(training: ImageTensors) -> None:
     sources = [generator(), generator(), generator()]
     for _ in range(2):

@@ -105,6 +105,17 @@ def test_a_shortcut_lies_between_the_blocks_input_and_its_addition() -> None:
     ]
 
 
+def test_the_whitening_layer_is_described_and_a_test_time_flip_describes_no_layer_twice() -> None:
+    config = small(whitening=True, test_time_flip=True)
+    described = describe_layers(config, (3, 9, 9), 5)
+    assert described[1:3] == [
+        Layer("whitening convolution", "convolution", (24, 8, 8), 0, "2x2 kernels, padding 0, fixed", "whitening"),
+        Layer("whitening activation", "activation", (24, 8, 8), 0, "ReLU", "whitening"),
+    ]
+    assert sum(layer.parameters for layer in described) == parameter_count(real(config, (3, 9, 9), 5))
+    assert [layer.group for layer in described].count("input") == 1
+
+
 def test_a_shortcut_without_pooling_is_described_too() -> None:
     """Images of one pixel are never pooled: the shortcut is a single module, which has none inside."""
     config = small(blocks=1, filters=(3,), kernel_size=(3,), residual=True, batch_norm=False, dense_units=0)

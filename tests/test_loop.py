@@ -101,6 +101,41 @@ def test_same_seed_gives_the_same_metrics_and_weights(digits: ImageData, optimiz
     assert all(torch.equal(a, b) for a, b in weights)
 
 
+def test_every_image_is_mirrored_in_every_other_epoch_when_flips_alternate(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[torch.Tensor | None] = []
+    real = ImageTensors.shuffled
+
+    def shuffled(self: ImageTensors, *words: Any) -> Any:
+        said.append(words[-1])
+        return real(self, *words)
+
+    monkeypatch.setattr(ImageTensors, "shuffled", shuffled)
+    flips: dict[str, Any] = {"augmentation.flip": True, "training.epochs": 3}
+    metrics, _ = run(unflatten(SMALL | flips | {"augmentation.alternating_flip": True}), digits)
+    first, second, third = said
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert torch.equal(first, third)
+    assert torch.equal(first, ~second)
+    assert 0.4 < first.float().mean() < 0.6
+    at_random, _ = run(unflatten(SMALL | flips), digits)
+    assert said[3:] == [None] * 3
+    assert metrics[0].train_loss != at_random[0].train_loss
+
+
+def test_whitening_kernels_come_from_the_training_images_and_stay(digits: ImageData) -> None:
+    config = unflatten(SMALL | {"model.whitening": True, "optimizer.weight_decay": 0.01})
+    before = create_model(config, digits, CPU).features[0].convolution.weight
+    _, model = run(config, digits)
+    assert torch.equal(before, model.features[0].convolution.weight)
+    pixels = (digits.train.images[digits.train.rows].astype("float32") - digits.mean[0]) / digits.std[0]
+    out = torch.nn.functional.conv2d(torch.from_numpy(pixels), before)[:, :4].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(out @ out.T / out.shape[1], torch.eye(4), atol=0.05, rtol=0)
+
+
 def test_another_seed_gives_other_losses(digits: ImageData) -> None:
     first, _ = run(small(training__seed=0), digits)
     second, _ = run(small(training__seed=1), digits)
@@ -272,6 +307,7 @@ CASES: dict[str, dict[str, Any]] = {
     "label smoothing": {"loss.label_smoothing": 0.1},
     "sgd": {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05},
     "muon": {"optimizer.name": "muon"},
+    "whitening": {"model.whitening": True, "augmentation.flip": True, "augmentation.alternating_flip": True},
 }
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.hyperparameters import ModelConfig
-from trainer.model import Classifier, build_model, parameter_count
+from trainer.model import Classifier, Whitening, build_model, parameter_count
 from trainer.presets import preset
 
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid")
@@ -77,6 +77,11 @@ def test_images_of_any_size_and_channels_go_through_any_number_of_blocks(
         ({"blocks": 2, "padding": "valid", "kernel_size": (3, 3)}, 1),
         ({"blocks": 2, "padding": "valid", "kernel_size": (3, 3), "pool_last": False}, 1),
         ({"blocks": 1, "padding": "valid", "kernel_size": (3,), "convolutions": 2, "pool_last": False}, 4),
+        ({"blocks": 1, "padding": "valid", "kernel_size": (3,), "convolutions": 2, "pool_position": "first"}, 1),
+        ({"blocks": 1, "padding": "valid", "kernel_size": (3,), "convolutions": 2, "pool_position": "last"}, 2),
+        ({"blocks": 2, "convolutions": 2, "pool_position": "first"}, 2),
+        ({"blocks": 1, "convolutions": 1, "pool_position": "first"}, 4),
+        ({"blocks": 2, "whitening": True}, 1),
     ],
 )
 def test_the_maps_have_the_size_that_blocks_and_padding_leave(options: dict[str, Any], size: int) -> None:
@@ -92,9 +97,16 @@ def test_a_pooled_head_has_one_number_per_filter(head: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kernel_size": (9, 3)}, r"kernel_size\.1 = 9 .* larger than 8 pixels at block 1, but 8x8 are left"),
-        ({"kernel_size": (3, 5)}, r"kernel_size\.2 = 5 .* larger than 4 pixels at block 2, but 3x3 are left"),
-        ({"kernel_size": (5, 3), "convolutions": 2}, r"kernel_size\.1 = 5 .* larger than 8 pixels at block 1"),
+        ({"kernel_size": (9, 3)}, r"kernel_size\.1 = 9 .* not fit into the 8x8 pixels that block 1 gets"),
+        ({"kernel_size": (3, 5)}, r"kernel_size\.2 = 5 .* not fit into the 3x3 pixels that block 2 gets"),
+        (
+            {"kernel_size": (5, 3), "convolutions": 2, "pool_position": "first"},
+            r"kernel_size\.1 = 5 .* not fit into the 8x8",
+        ),
+        (
+            {"kernel_size": (5, 3), "convolutions": 2},
+            r"kernel_size\.1 = 5 .* not fit into the 8x8 pixels that block 1 gets",
+        ),
     ],
 )
 def test_valid_padding_of_which_nothing_is_left_is_answered_with_the_sizes(
@@ -106,7 +118,7 @@ def test_valid_padding_of_which_nothing_is_left_is_answered_with_the_sizes(
 
 def test_the_narrower_side_decides_whether_valid_padding_fits() -> None:
     build((1, 8, 3), blocks=1, kernel_size=(3,), padding="valid")
-    with pytest.raises(ValueError, match="8x2 are left"):
+    with pytest.raises(ValueError, match="the 8x2 pixels"):
         build((1, 8, 2), blocks=1, kernel_size=(3,), padding="valid")
 
 
@@ -188,6 +200,53 @@ def test_a_pooled_head_is_over_all_pixels(head: str) -> None:
     maps = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     expected = maps.mean((2, 3)) if head == "average" else maps.amax((2, 3))
     torch.testing.assert_close(build(head=head, dense_units=0).features[-1](maps), expected)
+
+
+def test_pooling_after_the_first_convolution_leaves_a_quarter_of_the_pixels_to_the_second() -> None:
+    model = build(blocks=1, convolutions=2, pool_position="first", batch_norm=False, residual=True)
+    first, pooling, activation, second = model.features[0].convolutions
+    maps = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    hidden = activation(F.max_pool2d(first(maps), 2))
+    assert isinstance(pooling, nn.MaxPool2d)
+    torch.testing.assert_close(model.features[0](maps), F.relu(second(hidden) + model.features[0].shortcut(maps)))
+
+
+def test_whitened_pixels_are_uncorrelated_and_equally_strong() -> None:
+    """Of blurred noise, in which neighbours and colours resemble each other."""
+    noise = torch.randn(64, 1, 20, 20, generator=torch.Generator().manual_seed(0))
+    colours = torch.randn(64, 3, 17, 17, generator=torch.Generator().manual_seed(1))
+    images = (F.avg_pool2d(noise, 4, 1) * 300 + colours * 10 + 128).clamp(0, 255).to(torch.uint8)
+    model = build((3, 17, 17), whitening=True)
+    model.fit_whitening(images)
+    layer = model.features[0]
+    assert isinstance(layer, Whitening)
+    out = layer.convolution((images - 100.0) / 50.0)
+    assert out.shape == (64, 24, 16, 16)
+    torch.testing.assert_close(out[:, 12:], -out[:, :12])
+    values = out[:, :12].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(values @ values.T / values.shape[1], torch.eye(12), atol=0.05, rtol=0)
+
+
+def test_whitening_is_not_trained_and_not_counted() -> None:
+    model = build(whitening=True)
+    layer = model.features[0]
+    assert not any(p.requires_grad for p in layer.parameters())
+    others = [p for part in (*model.features[1:], model.classifier) for p in part.parameters()]
+    assert parameter_count(model) == sum(p.numel() for p in others)
+
+
+def test_images_that_are_too_small_for_whitening_are_answered_with_their_size() -> None:
+    with pytest.raises(ValueError, match="at least 2x2 pixels, but they have 1x8"):
+        build((1, 1, 8), whitening=True)
+
+
+def test_test_time_flip_takes_the_mean_with_the_mirror_image_but_not_in_training() -> None:
+    images = images_of(4, 3, 8, 8)
+    plain, flipping = build(), build(test_time_flip=True)
+    torch.testing.assert_close(flipping(images), (plain(images) + plain(images.flip(3))) / 2)
+    torch.testing.assert_close(flipping(images), flipping(images.flip(3)))
+    assert not torch.allclose(flipping(images), plain(images))
+    torch.testing.assert_close(flipping.train()(images), plain.train()(images))
 
 
 def test_normalisation_is_inside_the_network() -> None:

@@ -37,8 +37,15 @@ def grad_cam(model: Classifier, image: NDArray[np.uint8], label: int) -> NDArray
     model.eval()
     batch = torch.tensor(np.asarray(image))[None]
     with _ONE_AT_A_TIME:
-        explained = LayerGradCam(model, _last_convolution(model))
-        coarse = explained.attribute(batch, target=label, relu_attributions=True).detach()
+        flipped, model.test_time_flip = (
+            model.test_time_flip,
+            False,
+        )  # the map is the image's own, not its mirror image's
+        try:
+            explained = LayerGradCam(model, _last_convolution(model))
+            coarse = explained.attribute(batch, target=label, relu_attributions=True).detach()
+        finally:
+            model.test_time_flip = flipped
     heat = F.interpolate(coarse, image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
     hottest = heat.max()
     return cast(NDArray[np.float32], (heat / hottest if hottest > 0 else heat).numpy())

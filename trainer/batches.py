@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,16 +58,20 @@ class ImageTensors:
         generator: torch.Generator,
         rank: int = 0,
         world_size: int = 1,
+        mirrored: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, int]]:
         """One epoch: augmented images, labels, and the size of the global batch they are this rank's part of.
 
         Order and augmentation are drawn for the global batch and then divided, so that the number of ranks changes
-        nothing. The last, incomplete batch is left out, unless it is the only one.
+        nothing. The last, incomplete batch is left out, unless it is the only one. `mirrored`, bool `(N,)`, says which of
+        the split's images this epoch mirrors, where chance is not to decide it.
         """
         steps = steps_per_epoch(len(self), batch_size)
         order = torch.randperm(len(self), generator=generator)
         for positions in torch.split(order[: steps * batch_size], batch_size):
             draws = Draws.make(len(positions), augmentation, generator)
+            if mirrored is not None:
+                draws = replace(draws, flip=mirrored[positions, None])
             mine = slice(len(positions) * rank // world_size, len(positions) * (rank + 1) // world_size)
             images, labels = self.select(positions[mine])
             yield augment(images, augmentation, draws.part(mine, self.device)), labels, len(positions)

@@ -40,7 +40,16 @@ class ModelConfig:
         Doc("activation function of all layers"),
     ] = "relu"
     pooling: Annotated[str, OneOf(("max", "average")), Doc("2x2 pooling at the end of a block")] = "max"
+    pool_position: Annotated[
+        str,
+        OneOf(("last", "first")),
+        When("model.convolutions", (2,)),
+        Doc("which of a block's two convolutions is pooled; after the first, the second one is four times as fast"),
+    ] = "last"
     pool_last: Annotated[bool, OneOf((True, False), (True,)), Doc("the last block pools too")] = True
+    whitening: Annotated[
+        bool, FLAG, Doc("a first layer of fixed 2x2 kernels that decorrelate neighbouring pixels and colours")
+    ] = False
     batch_norm: Annotated[bool, FLAG, Doc("batch normalisation after each convolution")] = True
     residual: Annotated[
         bool, FLAG, When("model.padding", ("same",)), Doc("a shortcut around each block's convolutions")
@@ -54,6 +63,11 @@ class ModelConfig:
         int, Between(0, 4096, 1, search=(0, 64, 128)), Doc("units of the hidden dense layer; 0: none")
     ] = 64
     dropout: Annotated[float, Between(0.0, 0.9, search=Between(0.0, 0.5)), Doc("dropout before the classifier")] = 0.0
+    test_time_flip: Annotated[
+        bool,
+        OneOf((False, True), (False,)),
+        Doc("judge an image together with its mirror image: the mean of both logits"),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +75,12 @@ class AugmentationConfig:
     """Random changes of the training images."""
 
     flip: Annotated[bool, FLAG, Doc("mirror left-right, half of the time")] = False
+    alternating_flip: Annotated[
+        bool,
+        FLAG,
+        When("augmentation.flip", (True,)),
+        Doc("mirror each image in every other epoch instead of at random"),
+    ] = False
     shift: Annotated[
         int, Between(0, 64, 1, search=(0, 1, 2, 4)), Doc("random shift by up to this many pixels, edges reflected")
     ] = 0

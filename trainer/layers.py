@@ -32,7 +32,7 @@ class Layer:
     `kind` is one of input, convolution, pooling, batch normalisation, activation, identity, addition, flatten, global
     pooling, dense, dropout, classifier. `output_shape` is that of one image: (F, H, W), or (units,) behind the feature
     maps. `parameters` is how many trained numbers it has, `settings` what else tells it from others, in words ("3x3
-    kernels, padding 1"), or empty. `group` is input, block 1 to block 5, or head.
+    kernels, padding 1"), or empty. `group` is input, whitening, block 1 to block 5, or head.
 
     Layers with `shortcut` lie beside the others of their block, from the block's input to its layer of the kind addition.
     """
@@ -54,10 +54,11 @@ def describe_layers(config: ModelConfig, image_shape: tuple[int, int, int], clas
     """
     import torch
 
-    from trainer.model import Block, build_model
+    from trainer.model import Block, Whitening, build_model
 
     channels = image_shape[0]
     with torch.device("meta"):
+        config = replace(config, test_time_flip=False)  # which would run the same layers twice
         model = build_model(config, image_shape, classes, [0.0] * channels, [1.0] * channels).eval()
         images = torch.empty((1, *image_shape), dtype=torch.uint8)
     watch = _Watch(image_shape)
@@ -70,7 +71,7 @@ def describe_layers(config: ModelConfig, image_shape: tuple[int, int, int], clas
             if part.shortcut is not None:
                 watch.shortcut(part.shortcut, part.activation, f"block {block}")
         else:
-            watch.layers_of(part, "head")
+            watch.layers_of(part, "whitening" if isinstance(part, Whitening) else "head")
     with torch.inference_mode():
         model(images)
     return _named(watch.layers)
@@ -105,9 +106,11 @@ class _Watch:
     def layers_of(self, part: nn.Module, group: str, kind: str | None = None) -> None:
         """Watch the modules in `part` that have none inside."""
 
+        from trainer.model import parameter_count
+
         def write(module: nn.Module, _: Any, output: Tensor) -> None:
             name = type(module).__name__
-            parameters = sum(p.numel() for p in module.parameters())
+            parameters = parameter_count(module)
             shape, what = tuple(output.shape[1:]), kind or _KINDS.get(name, "activation")
             self.layers.append(Layer("", what, shape, parameters, _settings(module), group, self._in_shortcut))
 
@@ -120,7 +123,8 @@ def _settings(module: Any) -> str:
     match type(module).__name__:
         case "Conv2d":
             height, width = module.kernel_size
-            return f"{height}x{width} kernels, padding {module.padding[0]}"
+            fixed = "" if module.weight.requires_grad else ", fixed"
+            return f"{height}x{width} kernels, padding {module.padding[0]}{fixed}"
         case "MaxPool2d":
             return f"maximum of {module.kernel_size}x{module.kernel_size}"
         case "AvgPool2d":
@@ -140,7 +144,7 @@ def _named(layers: list[Layer]) -> list[Layer]:
 
     def base(layer: Layer) -> str:
         own = ("shortcut " if layer.shortcut else "") + layer.kind
-        return f"{layer.group} {own}" if layer.group.startswith("block") else own
+        return own if layer.group in ("input", "head") else f"{layer.group} {own}"
 
     total, seen, named = Counter(map(base, layers)), Counter[str](), []
     for layer in layers:

@@ -20,6 +20,7 @@ from trainer.model import Classifier, build_model
 from trainer.objective import Loss, build_loss, build_optimizers, learning_rate_factor, supports_bfloat16
 
 EVALUATION_BATCH = 1000
+_WHITENING_IMAGES = 5000
 _STEPS_BETWEEN_AGREEMENTS = 8
 """How often several ranks ask each other whether to stop: one small all-reduce, 0.1 ms over loopback."""
 
@@ -37,9 +38,12 @@ class Evaluation:
 
 
 def create_model(config: TrialConfig, data: ImageData, device: torch.device) -> Classifier:
-    """The trial's network with the weights that its seed gives, on the device."""
+    """The trial's network on the device, with the weights that its seed gives and whitening kernels that the data gives."""
     torch.manual_seed(config.training.seed)
-    return build_model(config.model, data.image_shape, len(data.classes), data.mean, data.std).to(device)
+    model = build_model(config.model, data.image_shape, len(data.classes), data.mean, data.std)
+    if config.model.whitening:
+        model.fit_whitening(torch.from_numpy(data.train.images[data.train.rows[:_WHITENING_IMAGES]]))
+    return model.to(device)
 
 
 def train(
@@ -65,13 +69,18 @@ def train(
     epochs, batch_size = config.training.epochs, min(config.training.batch_size, len(training))
     steps = steps_per_epoch(len(training), batch_size)
     generator = torch.Generator().manual_seed(config.training.seed)
+    alternating = config.augmentation.flip and config.augmentation.alternating_flip
+    at_first = torch.rand(len(training), generator=generator) < 0.5 if alternating else None
     torch.manual_seed(config.training.seed + 1 + rank)  # dropout differs between the ranks
     step = 0
     for epoch in range(1, epochs + 1):
         started = time.perf_counter()
         network.train()
+        mirrored = None if at_first is None else at_first ^ (epoch % 2 == 0)
         total = torch.zeros((), device=device)  # stays on the device: no synchronisation inside an epoch
-        for images, labels, size in training.shuffled(batch_size, config.augmentation, generator, rank, world_size):
+        for images, labels, size in training.shuffled(
+            batch_size, config.augmentation, generator, rank, world_size, mirrored
+        ):
             if _agree_to_stop(should_stop, step, world_size):
                 return
             rate = config.optimizer.learning_rate * learning_rate_factor(config.schedule, step / (steps * epochs))

@@ -24,14 +24,23 @@ class Classifier(nn.Module):
     """A convolutional network that takes raw images and gives logits.
 
     In: uint8 `(N, C, H, W)`, 0 to 255. Out: float `(N, classes)`. The normalisation by the data's `mean` and `std` (per
-    channel, in units of 0 to 255) is part of the network, so that a model cannot be used without it.
+    channel, in units of 0 to 255) is part of the network, so that a model cannot be used without it. With
+    `test_time_flip`, out of training, the logits are the mean of those of the image and of its mirror image.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, features: nn.Module, classifier: nn.Linear, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        features: nn.Module,
+        classifier: nn.Linear,
+        mean: Sequence[float],
+        std: Sequence[float],
+        test_time_flip: bool = False,
+    ) -> None:
         super().__init__()
+        self.test_time_flip = test_time_flip
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
         self.features = features
@@ -39,12 +48,57 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, classes)` of uint8 images `(N, C, H, W)`."""
+        logits = self._logits(images)
+        if self.test_time_flip and not self.training:
+            logits = (logits + self._logits(images.flip(-1))) / 2
+        return logits
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.classifier(self.features(self._normalized(images))))
+
+    def _normalized(self, images: Tensor) -> Tensor:
         pixels = images.to(torch.float32, memory_format=torch.channels_last)
-        return cast(Tensor, self.classifier(self.features((pixels - self.mean) / self.std)))
+        return (pixels - self.mean) / self.std
+
+    def fit_whitening(self, images: Tensor) -> None:
+        """Set the kernels of the whitening layer, which the network must have, by uint8 `images` `(N, C, H, W)`."""
+        [layer] = [part for part in self.features.children() if isinstance(part, Whitening)]
+        layer.fit(self._normalized(images))
+
+
+class Whitening(nn.Module):
+    """A convolution whose fixed kernels make neighbouring pixels and colours uncorrelated and equally strong; activation.
+
+    There are two kernels, w and -w, for each of the 4C principal directions of 2x2 pixels, so that no activation loses a sign. It
+    spares the network the first epochs, in which it would find such kernels itself (Page 2019, "How to train your ResNet
+    8"; Jordan 2024, arXiv:2404.00498). Until `fit` the kernels are random; they have no gradient.
+    """
+
+    def __init__(self, channels: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, 8 * channels, 2, bias=False).requires_grad_(False)
+        self.activation = activation
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`(N, C, H, W)` to `(N, 8C, H - 1, W - 1)`."""
+        return cast(Tensor, self.activation(self.convolution(maps)))
+
+    def fit(self, images: Tensor) -> None:
+        """Set the kernels by normalised images `(N, C, H, W)`."""
+        patches = nn.functional.unfold(images, 2).transpose(1, 2).flatten(0, 1).double()
+        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        kernels = (directions / (variances + _LEAST_VARIANCE).sqrt()).T.flip(0).float()
+        weight = self.convolution.weight
+        with torch.no_grad():
+            weight.copy_(torch.cat([kernels, -kernels]).view_as(weight))
+
+
+_LEAST_VARIANCE = 5e-4
+"""Added to the variances of normalised patches, so that directions without any are not blown up. Jordan's value."""
 
 
 class Block(nn.Module):
-    """Convolution - pooling - normalisation - activation; with two convolutions, only the last one is pooled.
+    """Convolution - pooling - normalisation - activation; with two convolutions, only one of them is pooled.
 
     Pooling comes before normalisation and activation, which then work on a quarter of the pixels. With a shortcut, the
     block's input is added to its last normalised convolution (through a 1x1 convolution where the filters differ).
@@ -56,6 +110,7 @@ class Block(nn.Module):
         activation = _ACTIVATIONS[config.activation]
         pooling = nn.MaxPool2d(2) if config.pooling == "max" else nn.AvgPool2d(2)
         layers: list[nn.Module] = []
+        pooled = 0 if config.pool_position == "first" else config.convolutions - 1
         for i in range(config.convolutions):
             last = i == config.convolutions - 1
             layers.append(
@@ -63,7 +118,7 @@ class Block(nn.Module):
                     channels if i == 0 else filters, filters, kernel_size, padding=padding, bias=not config.batch_norm
                 )
             )
-            if last and pool:
+            if i == pooled and pool:
                 layers.append(pooling)
             if config.batch_norm:
                 layers.append(nn.BatchNorm2d(filters))
@@ -106,29 +161,44 @@ def build_model(
     """
     channels, height, width = image_shape
     layers: list[nn.Module] = []
+    if config.whitening:
+        if min(height, width) < 2:
+            raise ValueError(f"model.whitening needs images of at least 2x2 pixels, but they have {height}x{width}.")
+        layers.append(Whitening(channels, _ACTIVATIONS[config.activation]()))
+        channels, height, width = 8 * channels, height - 1, width - 1
     for i, (kernel_size, filters) in enumerate(zip(config.kernel_size, config.filters, strict=True)):
-        if config.padding == "valid":
-            lost = config.convolutions * (kernel_size - 1)
-            if min(height, width) <= lost:
-                raise ValueError(
-                    f"model.kernel_size.{i + 1} = {kernel_size} with model.padding = valid needs an image larger than {lost} "
-                    f"pixels at block {i + 1}, but {height}x{width} are left: use padding same, fewer blocks or larger images."
-                )
-            height, width = height - lost, width - lost
-        pool = min(height, width) >= 2 and (config.pool_last or i < config.blocks - 1)
+        may_pool = config.pool_last or i < config.blocks - 1
+        pool, size = _pooled(config, kernel_size, may_pool, (height, width))
+        if min(size) < 1:
+            raise ValueError(
+                f"model.kernel_size.{i + 1} = {kernel_size} with model.padding = valid does not fit into the {height}x{width} "
+                f"pixels that block {i + 1} gets: use padding same, fewer blocks or larger images."
+            )
         layers.append(Block(config, channels, filters, kernel_size, pool))
-        channels, height, width = filters, height // 2 if pool else height, width // 2 if pool else width
+        channels, (height, width) = filters, size
     layers.append(nn.Flatten() if config.head == "flatten" else GlobalPool(config.head))
-    size = channels * height * width if config.head == "flatten" else channels
+    inputs = channels * height * width if config.head == "flatten" else channels
     if config.dense_units:
-        layers += [nn.Linear(size, config.dense_units), _ACTIVATIONS[config.activation]()]
-        size = config.dense_units
+        layers += [nn.Linear(inputs, config.dense_units), _ACTIVATIONS[config.activation]()]
+        inputs = config.dense_units
     if config.dropout:
         layers.append(nn.Dropout(config.dropout))
-    model = Classifier(nn.Sequential(*layers), nn.Linear(size, classes), mean, std)
+    model = Classifier(nn.Sequential(*layers), nn.Linear(inputs, classes), mean, std, config.test_time_flip)
     return model.to(memory_format=torch.channels_last)
+
+
+def _pooled(config: ModelConfig, kernel_size: int, pool: bool, size: tuple[int, int]) -> tuple[bool, tuple[int, int]]:
+    """Whether a block pools that may `pool`, and the size (H, W) of its output; below 1 where its kernels do not fit."""
+    lost = 0 if config.padding == "same" else kernel_size - 1
+    before = 1 if config.pool_position == "first" else config.convolutions
+    height, width = (side - before * lost for side in size)
+    pool = pool and min(height, width) >= 2
+    if pool:
+        height, width = height // 2, width // 2
+    after = config.convolutions - before
+    return pool, (height - after * lost, width - after * lost)
 
 
 def parameter_count(model: nn.Module) -> int:
     """How many trained numbers the network has."""
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

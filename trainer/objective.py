@@ -41,7 +41,7 @@ def build_optimizers(config: OptimizerConfig, model: Classifier) -> list[Optimiz
     Weight decay shrinks kernels and matrices, never biases or normalisation. `muon` moves the kernels and matrices
     before the classifier and leaves everything else to AdamW, as its author does.
     """
-    weights = [p for p in model.parameters() if p.ndim >= 2]
+    weights = [p for p in model.parameters() if p.ndim >= 2 and p.requires_grad]
     others = [p for p in model.parameters() if p.ndim < 2]
     if config.name == "muon":
         last = [p for p in weights if p is model.classifier.weight]
