@@ -156,7 +156,7 @@ def run_on(experiments: Experiments) -> list[RunningTrial]:
     study = Studies(experiments).open(NAME)
     study.begin_run(study.config, groups=1)
     study.note_startup(1.0)
-    trials = [study.ask(study.config) for _ in range(TIMES)]
+    trials = [study.ask() for _ in range(TIMES)]
     for place, trial in enumerate(trials):
         trial.begin(parameters=100_000, group="group-0", group_began=time.time())
         for metrics in learning_curve(0.99 + 0.001 * place, study.config.epochs):

@@ -65,7 +65,7 @@ def write_study(experiments: Experiments, name: str, trials: int, epochs: int) -
 
 def _run_first(study: SweepStudy, config: SweepConfig, draw: random.Random) -> None:
     """The preset's trial, which waits since the sweep was made."""
-    trial = study.ask(config)
+    trial = study.ask()
     trial.begin(parameters=122_570, group="group-0", group_began=time.time())
     for metrics in learning_curve(0.7, config.epochs, draw):
         trial.report(metrics, EPOCH_SECONDS * metrics.epoch)

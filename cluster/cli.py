@@ -37,6 +37,7 @@ from cluster.options import (
     free_name,
 )
 from cluster.plan import GroupShape
+from cluster.progress import say_skipped
 from cluster.record import SweepRecord, TrialRecord
 from cluster.studies import Studies
 from trainer.data import DataConfig
@@ -104,7 +105,7 @@ def sweep(
 
       convsweep sweep photos.yaml --time-budget 2h
     """
-    options = {key: value for key, value in locals().items() if key in KEYS and value is not None}
+    options: dict[str, Any] = {key: value for key, value in locals().items() if key in KEYS and value is not None}
     settings = (read_sweep_file(file) if file else {}) | options
     settings["space"] = (settings.get("space") or {}) | assignments(set_)
     default_root(settings)
@@ -232,16 +233,22 @@ def train(
         "skip_broken": skip_broken,
     }
     data_config = DataConfig(data=data, **{key: value for key, value in choices.items() if value is not None})
-    shape = GroupShape(workers=workers or 1, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker, groups=1)
+    own_shape = {"workers": workers, "cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
+    asked = {key: value for key, value in own_shape.items() if value is not None}
+    shape = GroupShape(**asked, groups=1)  # type: ignore[arg-type]
     from cluster.export import export as write
     from cluster.export import rebuild, score_splits
     from cluster.single import train_here, train_on_group
+    from trainer.bundle import check_target
     from trainer.data import load_data
     from trainer.model import parameter_count
 
+    if to:
+        check_target(to)  # not only when the training is through
     with tables.decoding() as on_progress:
         images = load_data(data_config, on_progress)
-    if shape.workers > 1 or address:
+    say_skipped(images.skipped)
+    if asked or address:
         training = train_on_group(config, data_config, shape, Experiments(experiments, None, storage_path), address)
     else:
         training = train_here(config, images)
@@ -285,6 +292,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a trial's model as a bundle: a folder that classifies images without convsweep."""
+    if samples < 0:
+        raise ValueError(f"--samples must be at least 0, but got {samples}.")
     where = Experiments(experiments, study_storage, storage_path)
     sweep_record = Studies(where).read(name)
     record = _find_trial(sweep_record, trial)
@@ -357,7 +366,7 @@ def main() -> None:
         app(prog_name="convsweep")
     except ValueError as error:
         _fail(error, 2)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ArithmeticError) as error:  # the last: a loss that is not finite
         _fail(error, 1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -380,7 +389,7 @@ def _report(outcome: Outcome, where: Experiments, as_json: bool) -> None:
 def _find_trial(sweep: SweepRecord, trial: str) -> TrialRecord:
     if trial == "best":
         return sweep.best_or_error()
-    if not trial.isdigit():
+    if not trial.isdecimal():
         raise ValueError(f"A trial is a number or `best`, but got {trial!r}.")
     return sweep.trial(int(trial))
 

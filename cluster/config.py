@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 
 from cluster.plan import GroupShape
 from cluster.space import Space
+from cluster.yaml_values import read_yaml
 from trainer.data import DataConfig
 from trainer.hyperparameters import TrialConfig, nearest, unflatten
 from trainer.named_data import NAMES
@@ -21,6 +24,7 @@ SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("halving", "median", "none")
 NO_PRESET = "none"
 DEFAULT_TRIALS = 20
+MAX_GRID = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,8 @@ class SweepConfig:
         space = self.build_space()
         if self.sampler == "grid":
             next(space.grid())
-        enqueued = len(self.first_trials()) + (self.baseline is not None)
+        self.first_trials()
+        enqueued = self.trials_before_grid()
         if self.first and self.trials is not None and self.trials < enqueued:
             raise ValueError(
                 f"trials must be at least {enqueued}, the preset's and those of `first`, but got {self.trials}."
@@ -97,6 +102,19 @@ class SweepConfig:
             found.append(unflatten(given, base))
         return found
 
+    def grid_trials(self) -> int:
+        """How many trials a grid has, with the preset's and those of `first`. Raises ValueError for too many."""
+        points = sum(1 for _ in itertools.islice(self.build_space().grid(), MAX_GRID + 1))
+        if points > MAX_GRID:
+            raise ValueError(
+                f"A grid may have {MAX_GRID:,} combinations, but it has more: fix or narrow some under `space:`."
+            )
+        return points + self.trials_before_grid()
+
+    def trials_before_grid(self) -> int:
+        """How many trials are given: the preset's and those of `first`."""
+        return len(self.first) + (self.baseline is not None)
+
     def build_space(self) -> Space:
         """The search space: the declared one, as the data set and the user narrow it."""
         narrowing = dict(self.space)
@@ -114,6 +132,17 @@ class SweepConfig:
     def from_json(cls, values: Mapping[str, Any]) -> SweepConfig:
         """The configuration that `to_json` gave."""
         return cls(**{**values, "data": DataConfig(**values["data"]), "shape": GroupShape(**values["shape"])})
+
+    @classmethod
+    def from_text(cls, text: str) -> SweepConfig:
+        """The configuration that `to_json` gave, as JSON. Raises ValueError for a text that is not."""
+        try:
+            return cls.from_json(json.loads(text))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The record of a sweep cannot be read ({type(error).__name__}: {error}): it is damaged, or was written by another "
+                "version of convsweep."
+            ) from error
 
 
 def _refuse_own(given: Mapping[str, Any], part: str) -> None:
@@ -145,9 +174,12 @@ KEYS = (*_DATA_KEYS, *_OWN_KEYS, *_SHAPE_KEYS)
 
 
 def read_sweep_file(path: Path) -> dict[str, Any]:
-    """The settings in a YAML sweep file. Raises ValueError for a file that is none, and for unknown keys."""
+    """The settings in a YAML sweep file; those without a value are left out.
+
+    Raises ValueError for a file that is none, for unknown keys and for values of a wrong type.
+    """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path.read_text())
     except OSError as error:
         raise ValueError(f"The sweep file {str(path)!r} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -159,16 +191,16 @@ def read_sweep_file(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{str(path)!r} must hold settings such as `data: mnist` and `trials: 20`, but it holds {content!r:.60}."
         )
-    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
-    for key in settings:
+    settings = {str(key).replace("-", "_"): value for key, value in content.items() if value is not None}
+    for key, value in settings.items():
         if key not in KEYS:
             raise ValueError(
                 f"{str(path)!r}: there is no setting {key!r}.{nearest(key, KEYS)} Settings: {', '.join(KEYS)}."
             )
-    if not isinstance(settings.get("space", {}), dict):
-        raise ValueError(
-            f"{str(path)!r}: `space` must map hyperparameters to values, but got {settings['space']!r:.60}."
-        )
+        try:
+            _check_type(key, value)
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r}: {error}") from error
     return settings
 
 
@@ -184,7 +216,11 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
     data = DataConfig(**{_DATA_KEYS[key]: given[key] for key in _DATA_KEYS if key in given})
     data.check()
     shape = GroupShape(**{key: given[key] for key in _SHAPE_KEYS if key in given})
-    return SweepConfig(**{key: given[key] for key in _OWN_KEYS if key in given}, data=data, shape=shape)
+    config = SweepConfig(**{key: given[key] for key in _OWN_KEYS if key in given}, data=data, shape=shape)
+    if config.sampler == "grid":  # there is nothing to try beyond it
+        most = config.grid_trials()
+        config = replace(config, trials=min(given.get("trials") or most, most))
+    return config
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

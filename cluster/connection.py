@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ def connect(address: str | None) -> Iterator[list[Mapping[str, float]]]:
         os.environ.setdefault(
             "RAY_AUTH_MODE", "token"
         )  # Ray asks for a token by default, but shows one only when told to
+    if address:
+        _check_somebody_listens(address)
     import ray
 
     for name in ("ray", "ray.tune", "ray.train"):
@@ -59,6 +62,19 @@ def connect(address: str | None) -> Iterator[list[Mapping[str, float]]]:
         yield [node["Resources"] for node in nodes if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Raise ValueError when nobody answers at host:port: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                f"Nobody answers at {address!r} ({error}). Is the cluster up, and can this machine reach it? `ray status` on its head "
+                "says the address; --address auto takes the cluster that this machine belongs to."
+            ) from error
 
 
 def _has_token() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,20 @@ class Experiments:
         """False when the database is a file that is not there yet."""
         prefix = "sqlite:///"
         return not self.database.startswith(prefix) or Path(self.database.removeprefix(prefix)).exists()
+
+    def check_folder(self) -> None:
+        """Raise ValueError when there is no such folder and none can be made, or nothing can be written into it."""
+        place = self.folder.absolute()
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise ValueError(f"--experiments must name a folder, but {str(place)!r} is a file.")
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise ValueError(
+                f"--experiments {str(self.folder)!r} cannot be written: {error.strerror or error}."
+            ) from error
 
     def checkpoints_uri(self, sweep: str) -> str:
         """Where a sweep's checkpoints are."""

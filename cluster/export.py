@@ -11,7 +11,7 @@ import torch
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
 from trainer.batches import ImageTensors
-from trainer.bundle import Origin, write_bundle
+from trainer.bundle import Origin, check_target, write_bundle
 from trainer.checkpoint import Checkpoint
 from trainer.data import DataConfig, ImageData, OnProgress, load_data
 from trainer.evaluation import Scores, evaluate, latency_milliseconds
@@ -58,6 +58,7 @@ def export_trial(
 
     Raises ValueError when the weights were not kept, when the data is not there, and when `folder` is something else.
     """
+    check_target(folder)
     checkpoint = load_trial(experiments, sweep, trial)
     config = sweep.config.data
     config = replace(config, root=data_root or config.root, cache=cache or config.cache)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from cluster.yaml_values import read_yaml
 from trainer.named_data import NAMES
 from trainer.presets import PRESETS
 
@@ -72,7 +73,7 @@ def assignments(texts: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, such as model.kernel_size=5, but got {text!r}.")
         try:
-            values[name.strip()] = yaml.safe_load(value)
+            values[name.strip()] = read_yaml(value)
         except yaml.YAMLError as error:
             raise ValueError(
                 f"--set {name}: {value!r} is no YAML value such as 3, relu, [3, 5] or {{low: 1, high: 2}}."

@@ -24,9 +24,9 @@ class GroupShape:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but got {value}.")
-        if self.cpus_per_worker is not None and self.cpus_per_worker <= 0:
+        if self.cpus_per_worker is not None and not 0 < self.cpus_per_worker < math.inf:
             raise ValueError(f"cpus_per_worker must be greater than 0, but got {self.cpus_per_worker}.")
-        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker < math.inf:
             raise ValueError(f"gpus_per_worker must be 0 or more, but got {self.gpus_per_worker}.")
 
 

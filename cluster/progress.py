@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -17,6 +19,14 @@ from cluster.study import RunningTrial, SweepStudy
 from trainer.hyperparameters import flatten, in_short
 
 SILENT_SECONDS = 20.0
+
+
+def say_skipped(files: Sequence[str]) -> None:
+    """Say which files of a data set were left out because they are no images, if there are any."""
+    if files:
+        more = f", ..., {files[-1]}" if len(files) > 3 else ""
+        word = "file that is no image" if len(files) == 1 else "files that are no images"
+        sys.stderr.write(f"Left out {len(files)} {word}: {', '.join(files[:3])}{more}\n")
 
 
 class Progress:

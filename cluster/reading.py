@@ -54,7 +54,7 @@ class StudyReader:
             record = SweepRecord(
                 name=self._name,
                 state=attributes.get("state", "NEW"),
-                config=SweepConfig.from_json(json.loads(attributes[SWEEP_ATTRIBUTE])),
+                config=SweepConfig.from_text(attributes[SWEEP_ATTRIBUTE]),
                 classes=tuple(attributes.get("classes", ())),
                 image_shape=tuple(shape) if shape else None,
                 runs=tuple(attributes.get("runs", ())),
@@ -175,12 +175,16 @@ def summaries(engine: sql.Engine) -> list[SweepSummary]:
 def _summary(
     name: str, attributes: Mapping[str, Any], counts: Mapping[str, int], best_value: float | None
 ) -> SweepSummary:
-    config, runs = SweepConfig.from_json(json.loads(attributes[SWEEP_ATTRIBUTE])), attributes.get("runs", ())
+    runs = attributes.get("runs", ())
+    try:
+        config: SweepConfig | None = SweepConfig.from_text(attributes[SWEEP_ATTRIBUTE])
+    except ValueError:  # one damaged record does not hide the others
+        config = None
     return SweepSummary(
         name=name,
-        state=attributes.get("state", "NEW"),
-        data=config.data.data,
-        trials=config.trials,
+        state=attributes.get("state", "NEW") if config else "UNREADABLE",
+        data=config.data.data if config else "?",
+        trials=config.trials if config else None,
         counts=counts,
         best_value=best_value,
         begun=datetime.fromtimestamp(runs[0]["begun"], UTC) if runs else None,

@@ -86,7 +86,7 @@ class Trials:
     def _ask(self) -> bool:
         if self._enough() or self.should_stop():
             return False
-        trial = self._study.ask(self._config)
+        trial = self._study.ask()
         self._posted.append(trial)
         self._mailbox.post.remote(Assignment(trial.number, trial.config, self._config.data, self._checkpoints))
         return True

@@ -28,6 +28,8 @@ class Studies:
         self._rdb: optuna.storages.RDBStorage | None = None
         self._where = experiments
         self._readers: dict[str, StudyReader] = {}
+        if experiments.study_storage is None and experiments.folder.is_file():
+            raise ValueError(f"--experiments must name a folder, but {str(experiments.folder)!r} is a file.")
         if create and experiments.study_storage is None:
             experiments.folder.mkdir(parents=True, exist_ok=True)
         if create or experiments.database_exists:
@@ -85,7 +87,9 @@ class Studies:
     ) -> SweepStudy:
         """A new sweep, its baseline or grid enqueued. Raises ValueError when the name is taken."""
         assert self._storage is not None
-        if config.name in [study.study_name for study in self._storage.get_all_studies()]:
+        if config.name in self.foreign():
+            raise ValueError(f"The database has a study {config.name!r} of another program: choose another --name.")
+        if config.name in self.names():
             raise ValueError(
                 f"There is a sweep {config.name!r} already. Go on with it: `convsweep resume {config.name}`; give it more trials: "
                 f"`convsweep extend {config.name} --trials N`; or choose another --name."

@@ -5,15 +5,17 @@ Imports no Ray: results can be read when the cluster is gone. Any Optuna tool ca
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from cluster.config import SweepConfig
+from cluster.config import MAX_GRID, SweepConfig
 from cluster.notes import write_note
+from cluster.proposals import Proposals
 from cluster.reading import StudyReader
 from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord
 from trainer.domains import Value
@@ -37,7 +39,7 @@ class SweepStudy:
     @property
     def config(self) -> SweepConfig:
         """What the user asked for."""
-        return SweepConfig.from_json(json.loads(self._study.user_attrs[SWEEP_ATTRIBUTE]))
+        return SweepConfig.from_text(self._study.user_attrs[SWEEP_ATTRIBUTE])
 
     @property
     def state(self) -> str:
@@ -73,8 +75,14 @@ class SweepStudy:
         for given in map(flatten, config.first_trials()):
             self._enqueue(given, space.part_of(given))
         if config.sampler == "grid":
-            for flat, _ in zip(space.grid(), range(config.trials or 10_000), strict=False):
-                self._enqueue(flat, space.part_of(flat))
+            self.enqueue_grid(config)
+
+    def enqueue_grid(self, config: SweepConfig) -> None:
+        """The combinations of the grid that are not enqueued yet, as far as the sweep's number of trials reaches."""
+        space, known = config.build_space(), len(self._study.get_trials(deepcopy=False))
+        before = config.trials_before_grid()
+        for flat in itertools.islice(space.grid(), known - before, (config.trials or MAX_GRID) - before):
+            self._enqueue(flat, space.part_of(flat))
 
     def _enqueue(self, flat: dict[str, Value], known: dict[str, Value], **attributes: Value) -> None:
         self._study.enqueue_trial(known, user_attrs={"config": flat, **attributes})
@@ -86,7 +94,14 @@ class SweepStudy:
         runs = [*self._study.user_attrs.get("runs", []), {"begun": time.time(), "groups": groups}]
         self._study.set_user_attr("runs", runs)
         self._study.set_user_attr("state", "RUNNING")
-        self._study.sampler = _sampler(config, seed_offset=len(self._study.get_trials(deepcopy=False)))
+        trials = self._study.get_trials(deepcopy=False)
+        # A resumed sweep must not propose its first points again.
+        self._proposals = Proposals(config, config.seed + len(trials), trials)
+        self._waiting = sum(t.state == TrialState.WAITING for t in trials)
+        self._space = config.build_space()
+        self._study.sampler = optuna.samplers.RandomSampler(
+            seed=config.seed
+        )  # for what the study itself would never ask
         self._study.pruner = _pruner(config)
 
     def note_startup(self, seconds: float) -> None:
@@ -115,28 +130,41 @@ class SweepStudy:
         """How many trials have ended, however."""
         return sum(1 for t in self._study.get_trials(deepcopy=False) if t.state.is_finished())
 
-    def ask(self, config: SweepConfig) -> RunningTrial:
-        """The next trial: a waiting one if there is any, else a new one that the sampler proposes."""
-        space = config.build_space()
-        trial = self._study.ask()
-        given = trial.user_attrs.get("config")
-        if given is None:
-            chosen = space.suggest(trial)
-            trial.set_user_attr("config", flatten(chosen))
-        else:
+    def ask(self) -> RunningTrial:
+        """The next trial of the run: a waiting one if there is any, else a new one that the sampler proposes."""
+        if self._waiting:
+            self._waiting -= 1
+            trial = self._study.ask()
+            given = trial.user_attrs["config"]
             chosen = unflatten(given)
-            space.record(trial, given)
-        return RunningTrial(self._study, trial, chosen)
+            self._space.record(trial, given)
+            self._proposals.note(trial.number, self._study._storage.get_trial(trial._trial_id))
+        else:
+            chosen, proposed = self._proposals.propose(self._space)
+            trial = self._create(proposed, chosen)
+            self._proposals.note(trial.number)
+        return RunningTrial(self._study, trial, chosen, self._proposals)
+
+    def _create(self, proposed: FrozenTrial, chosen: TrialConfig) -> optuna.Trial:
+        """A running trial with all its parameters, in one transaction."""
+        # What Optuna's public `add_trial` does, but for the trial's id, which that does not give.
+        new = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=proposed.params,
+            distributions=proposed.distributions,
+            user_attrs={"config": flatten(chosen)},
+        )
+        return optuna.Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, new))
 
 
 class RunningTrial:
     """A trial that is being run, and the ways in which it ends."""
 
-    def __init__(self, study: optuna.Study, trial: optuna.Trial, config: TrialConfig) -> None:
-        self._study, self._trial, self.config = study, trial, config
+    def __init__(self, study: optuna.Study, trial: optuna.Trial, config: TrialConfig, proposals: Proposals) -> None:
+        self._study, self._trial, self.config, self._proposals = study, trial, config, proposals
         self.epochs: list[EpochMetrics] = []
         self.error: str | None = None
-        self._reported_before = frozenset(study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        self._reported_before = frozenset(study._storage.get_trial(trial._trial_id).intermediate_values)
 
     @property
     def number(self) -> int:
@@ -163,11 +191,11 @@ class RunningTrial:
 
     def complete(self) -> None:
         """It ran to its end; its value is that of its best epoch, whose weights were kept."""
-        self._study.tell(self._trial, max(e.val_accuracy for e in self.epochs))
+        self._end(TrialState.COMPLETE, max(e.val_accuracy for e in self.epochs))
 
     def prune(self) -> None:
         """It was stopped for its score."""
-        self._study.tell(self._trial, state=TrialState.PRUNED)
+        self._end(TrialState.PRUNED)
 
     def fail(self, error: str, log: str | None = None) -> None:
         """It could not go on, why, and the file (host:path) that has more about it."""
@@ -175,18 +203,17 @@ class RunningTrial:
         if log is not None:
             self._trial.set_user_attr("log", log)
         self._trial.set_user_attr("error", error)
-        self._study.tell(self._trial, state=TrialState.FAIL)
+        self._end(TrialState.FAIL)
 
     def wait(self) -> None:
         """Nothing was wrong with it, but the sweep stops: it waits for `resume`."""
         self._study._storage.set_trial_state_values(self._trial._trial_id, TrialState.WAITING)
 
-
-def _sampler(config: SweepConfig, seed_offset: int) -> optuna.samplers.BaseSampler:
-    seed = config.seed + seed_offset  # a resumed sweep must not propose its first points again
-    if config.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(4, (config.trials or 40) // 4)))
-    return optuna.samplers.RandomSampler(seed=seed)
+    def _end(self, state: TrialState, value: float | None = None) -> None:
+        self._study.tell(self._trial, value, state=state)
+        if value is None and self.epochs:
+            value = self.epochs[-1].val_accuracy
+        self._proposals.ended(self.number, state, value, len(self.epochs))
 
 
 def _pruner(config: SweepConfig) -> optuna.pruners.BasePruner:

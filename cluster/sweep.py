@@ -16,7 +16,7 @@ from cluster.config import SweepConfig
 from cluster.connection import connect
 from cluster.experiments import Experiments
 from cluster.plan import Plan, make_plan
-from cluster.progress import Progress
+from cluster.progress import Progress, say_skipped
 from cluster.record import SweepRecord
 from cluster.studies import Studies
 from cluster.study import RunningTrial, SweepStudy
@@ -43,7 +43,9 @@ def start(
     """A new sweep. Everything is checked before anything is written; raises ValueError for what cannot be run."""
     if config.name in Studies(experiments).names():
         Studies(experiments, create=True).create(config, ())  # raises: the name is taken
+    experiments.check_folder()
     data = load_data(config.data, on_progress)
+    say_skipped(data.skipped)
     with connect(address) as nodes:
         plan = make_plan(config.shape, nodes, config.trials or 1_000_000)
         study = Studies(experiments, create=True).create(config, data.classes, data.image_shape)
@@ -67,7 +69,10 @@ def extend(
         raise ValueError(f"trials must be at least 1, but got {trials}.")
     study = Studies(experiments).open(name)
     config = replace(study.config, trials=(study.config.trials or study.finished_count()) + trials)
-    study.save_config(config)
+    if config.sampler == "grid":
+        config = replace(config, trials=min(config.trials or 0, config.grid_trials()))
+        if config.trials == study.config.trials:
+            raise ValueError(f"All {config.trials} trials of the grid of sweep {name!r} are there already.")
     return _go_on(study, config, experiments, address, on_progress)
 
 
@@ -80,8 +85,11 @@ def _go_on(
 ) -> Outcome:
     load_data(config.data, on_progress)
     with connect(address) as nodes:
-        left = (config.trials or 1_000_000) - study.finished_count()
-        return _run(study, config, make_plan(config.shape, nodes, left), experiments)
+        plan = make_plan(config.shape, nodes, (config.trials or 1_000_000) - study.finished_count())
+        study.save_config(config)  # not before: what is refused leaves the record as it is
+        if config.sampler == "grid":
+            study.enqueue_grid(config)
+        return _run(study, config, plan, experiments)
 
 
 def _run(study: SweepStudy, config: SweepConfig, plan: Plan, experiments: Experiments) -> Outcome:

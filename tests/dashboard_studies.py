@@ -31,7 +31,7 @@ def run_trial(
     group: str = "group",
 ) -> int:
     """Run a trial to its end, which may be '' (it goes on), and return its number."""
-    trial = study.ask(wanted)
+    trial = study.ask()
     trial.begin(parameters=1000 * (trial.number + 1), group=group, group_began=10.0 * trial.number)
     for number, accuracy in enumerate(accuracies, 1):
         metrics = EpochMetrics(number, 0.5, 0.25, accuracy, 0.001, 1000.0 * number, 0.1, 0.02 * number)

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ FAMILY = [
         "model.dropout": 0.3,
         "model.pool_last": False,
     },
+    {"model.whitening": True, "model.test_time_flip": True, "model.convolutions": 2, "model.pool_position": "first"},
 ]
 
 
@@ -141,6 +143,54 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path, digits):
     with pytest.raises(ValueError, match="exists and is no bundle"):
         write(tmp_path, digits)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_folder_with_a_configuration_of_something_else_is_not_overwritten(tmp_path, digits):
+    (tmp_path / "config.json").write_text('{"my": 1}')
+    with pytest.raises(ValueError, match="exists and is no bundle"):
+        write(tmp_path, digits)
+    assert (tmp_path / "config.json").read_text() == '{"my": 1}'
+
+
+def test_what_somebody_put_beside_a_bundle_is_not_lost(written, tmp_path, digits):
+    folder = tmp_path / "bundle"
+    shutil.copytree(written[0], folder)
+    write(folder, digits)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds 'thesis\.txt' besides a bundle"):
+        write(folder, digits)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("classes.json", '["a", "b"]', "classes.json has 2 classes, but model.pt2 gives 10"),
+        ("classes.json", "[]", "classes.json: it must be a list"),
+        ("classes.json", '{"a": 1}', "classes.json: it must be a list"),
+        ("config.json", {"height": 9}, "takes no images of the shape that config.json says"),
+        ("config.json", {"channels": 3}, "takes no images of the shape that config.json says"),
+        ("config.json", {"height": -8}, "must be whole numbers above 0"),
+        ("config.json", {"height": "8"}, "must be whole numbers above 0"),
+        ("config.json", 99, "it is of format 99, but this convsweep reads format 1"),
+        ("metrics.json", "{", "metrics.json: "),
+        ("weights.safetensors", "nothing", "weights.safetensors: "),
+        ("model.pt2", "nothing", "model.pt2 cannot be read"),
+    ],
+)
+def test_a_bundle_whose_files_do_not_agree_is_refused(written, tmp_path, capfd, caplog, name, content, sentence):
+    folder = tmp_path / "bundle"
+    shutil.copytree(written[0], folder)
+    if not isinstance(content, str):
+        config = json.loads((folder / name).read_text())
+        config |= {"convsweep_bundle": content} if content == 99 else {"image": config["image"] | content}
+        content = json.dumps(config)
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match="is no whole bundle") as error:
+        Bundle(folder)
+    assert sentence in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty folder", "no graph", "truncated graph", "not json", "a file"])

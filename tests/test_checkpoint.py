@@ -110,6 +110,16 @@ def test_a_checkpoint_that_is_not_there_is_not_found(store: CheckpointStore) -> 
         store.load(3)
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage that is no header", None])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | None) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(3, checkpoint())
+    file = tmp_path / "trial-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-10] if content is None else content)
+    with pytest.raises(ValueError, match=r"trial-00003\.safetensors' is damaged"):
+        store.load(3)
+
+
 def test_no_temporary_file_stays(tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path))
     for epoch in (1, 2):

@@ -38,7 +38,7 @@ def finished(tmp_path):
     study = Studies(where, create=True).create(config, ["0", "1"])
     study.begin_run(config, groups=1)
     for end in ("complete", "prune", "fail"):
-        trial = study.ask(config)
+        trial = study.ask()
         trial.begin(11, "group", 100.0 + trial.number)
         trial.report(EpochMetrics(1, 1.0, 1.1, 0.5 + 0.1 * trial.number, 0.1, 1000.0, 0.5), 0.5)
         getattr(trial, end)(*(["ValueError: too small"] if end == "fail" else []))
@@ -74,6 +74,14 @@ def folders(tmp_path, **classes):
         (["train", "--data", "digits", "--preset", "nothing"], "There is no preset 'nothing'"),
         (["train", "--data", "digits", "--set", "model.kernel_size=4"], "1 to 15, in steps of 2, but got 4"),
         (["train", "--data", "digits", "--epochs", "0"], "training.epochs must be 1 to"),
+        (["train", "--data", "digits", "--workers", "0"], "workers must be at least 1, but got 0"),
+        (
+            ["train", "--data", "digits", "--cpus-per-worker", "nan"],
+            "cpus_per_worker must be greater than 0, but got nan",
+        ),
+        (["train", "--data", ""], "There is no data set and no folder ''"),
+        (["train", "--data", "MNIST"], "Did you mean 'mnist'"),
+        (["sweep", "--data", "digits", "--gpus-per-worker", "nan"], "gpus_per_worker must be 0 or more, but got nan"),
         (["rank", "nothing"], "There are no sweeps yet"),
         (["show", "nothing", "1"], "There are no sweeps yet"),
         (["export", "nothing"], "There are no sweeps yet"),
@@ -131,6 +139,71 @@ def test_a_file_that_is_no_image_is_named_and_can_be_left_out(convsweep, tmp_pat
     )
     assert status == 0
     assert json.loads(out)["test_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("data: [digits]", "data must be text, but got ['digits']"),
+        ("data: 3", "data must be text, but got 3"),
+        ("data:", "Say which data"),
+        ("data: digits\nspace: {1: 2}", "A hyperparameter has a name such as optimizer.learning_rate, but got 1"),
+        ("data: digits\nspace: {null: 2}", "A hyperparameter has a name such as optimizer.learning_rate, but got None"),
+        ("data: digits\nfirst: [{1: 2}]", "A hyperparameter has a name such as optimizer.learning_rate, but got 1"),
+    ],
+)
+def test_a_sweep_file_of_wrong_types_is_answered_with_the_rule(convsweep, tmp_path, text, sentence):
+    (tmp_path / "sweep.yaml").write_text(text)
+    status, out, err = convsweep("sweep", "sweep.yaml")
+    assert (status, out) == (2, "")
+    assert sentence in err
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
+
+
+def test_a_folder_for_the_bundle_is_looked_at_before_anything_is_trained(convsweep, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "config.json").write_text("{}")
+    status, _, err = convsweep("train", "--data", "digits", "--epochs", "1", "--to", "thesis")
+    assert status == 2
+    assert err == "convsweep: 'thesis' exists and is no bundle: choose another folder with --to.\n"
+
+
+def test_a_training_whose_loss_is_not_finite_says_so_without_a_traceback(convsweep, monkeypatch):
+    from trainer import loop
+
+    def diverge(*words, **options):
+        raise loop.NotFiniteError("The loss is not finite in epoch 1: train nan, validation nan.")
+        yield
+
+    monkeypatch.setattr("cluster.single.train", diverge)
+    status, out, err = convsweep("train", "--data", "digits", "--epochs", "1")
+    assert (status, out) == (1, "")
+    assert err.endswith("convsweep: The loss is not finite in epoch 1: train nan, validation nan.\n")
+
+
+def test_a_folder_for_experiments_that_is_none_is_named(convsweep, tmp_path):
+    (tmp_path / "file").write_text("")
+    for command in (["sweep", "--data", "digits"], ["list"]):
+        status, _, err = convsweep(*command, "--experiments", "file")
+        assert status == 2
+        assert "--experiments must name a folder, but 'file' is a file" in err
+    status, _, err = convsweep("sweep", "--data", "digits", "--experiments", "file/below")
+    assert status == 2
+    assert "/file' is a file" in err
+    status, _, err = convsweep("train", "--data", "digits", "--cache", "file")
+    assert status == 2
+    assert "Say another with --cache" in err
+
+
+def test_what_extend_refuses_leaves_the_record_as_it_is(convsweep, finished):
+    for words, sentence in (
+        (["--trials", "0"], "trials must be at least 1, but got 0"),
+        (["--trials", "5", "--address", "127.0.0.1:9"], "Nobody answers at '127.0.0.1:9'"),
+    ):
+        status, _, err = convsweep("extend", "s", *words)
+        assert status == 2
+        assert sentence in err
+        assert finished.read().config.trials == 3
 
 
 def test_malformed_yaml_is_named_with_its_line(convsweep, tmp_path):

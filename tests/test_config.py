@@ -4,7 +4,11 @@ import re
 import pytest
 
 from cluster.config import KEYS, SweepConfig, make_config, parse_duration, read_sweep_file
+from cluster.options import assignments
 from cluster.space import Choice
+from trainer.hyperparameters import parameters
+
+FIXED = {p.name: p.default[0] if p.per_block else p.default for p in parameters() if p.section != "training"}
 
 
 def config(**settings):
@@ -77,7 +81,7 @@ def test_a_mistake_is_answered_with_the_rule_and_what_was_given(settings, words)
         ("- 1\n- 2\n", "must hold settings"),
         ("", "must hold settings"),
         ("data: digits\ntrails: 4\n", "Did you mean 'trials'"),
-        ("data: digits\nspace: [1]\n", "`space` must map"),
+        ("data: digits\nspace: [1]\n", "space must be a mapping"),
     ],
 )
 def test_a_malformed_sweep_file_is_named(tmp_path, text, words):
@@ -86,6 +90,38 @@ def test_a_malformed_sweep_file_is_named(tmp_path, text, words):
     with pytest.raises(ValueError, match=r"sweep\.yaml") as error:
         read_sweep_file(file)
     assert words in str(error.value)
+
+
+def test_numbers_are_written_as_people_write_them(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "space: {optimizer.learning_rate: {low: 1e-4, high: 5E-2}, optimizer.weight_decay: [.5e-3, 0]}\ntrials:\n"
+    )
+    settings = read_sweep_file(file)
+    assert settings == {
+        "space": {
+            "optimizer.learning_rate": {"low": 1e-4, "high": 0.05},
+            "optimizer.weight_decay": [5e-4, 0],
+        }
+    }
+    assert assignments(["optimizer.weight_decay=1e-5", "model.activation=1e"]) == {
+        "optimizer.weight_decay": 1e-5,
+        "model.activation": "1e",
+    }
+
+
+def test_a_grid_has_as_many_trials_as_it_has_combinations():
+    space = FIXED | {"training.batch_size": [32, 64, 128], "model.activation": ["relu", "gelu"]}
+    grid = {"sampler": "grid", "space": space, "preset": "none"}
+    assert config(**grid, trials=None).trials == 6
+    assert config(**grid, trials=100).trials == 6
+    assert config(**grid, trials=4).trials == 4
+    assert config(**(grid | {"preset": "default"}), trials=100).trials == 7
+
+
+def test_a_grid_without_end_is_refused():
+    with pytest.raises(ValueError, match="A grid may have 10,000 combinations"):
+        config(sampler="grid", space=FIXED | {"model.blocks": 5, "model.filters": list(range(1, 40))})
 
 
 def test_a_missing_sweep_file_is_named(tmp_path):

@@ -50,7 +50,7 @@ def config(name: str, **more: object) -> SweepConfig:
 def run_trial(
     study: SweepStudy, wanted: SweepConfig, *accuracies: float, end: str = "complete", error: str = ""
 ) -> None:
-    trial = study.ask(wanted)
+    trial = study.ask()
     trial.begin(parameters=1000 * (trial.number + 1), group="group", group_began=10.0 * trial.number)
     for number, accuracy in enumerate(accuracies, 1):
         trial.report(epoch(number, accuracy), train_seconds=0.1 * number)

@@ -283,7 +283,7 @@ def test_groups_of_an_earlier_run_are_gone(live: SweepStudy) -> None:
 def test_a_trial_that_no_group_has_yet_is_queued(live: SweepStudy) -> None:
     wanted = config("live", preset="none")
     run_trial(live, wanted, 0.7, end="")
-    number = live.ask(wanted).number
+    number = live.ask().number
     sweep = live.read()
     assert sweep_tables.queued(sweep) == [number]
     assert list(sweep_tables.groups(sweep)["group"]) == ["group"]
@@ -305,7 +305,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> Ite
 def test_the_page_shows_the_groups_and_the_nodes(page: AppTest, live: SweepStudy) -> None:
     wanted = config("live", preset="none")
     run_trial(live, wanted, 0.5, end="", group="group-1")
-    live.ask(wanted)
+    live.ask()
     groups, nodes = (element.value for element in run(page).dataframe)
     assert list(groups["group"]) == ["group-1"]
     assert "1 group of 2 with a trial so far · next: 1" in texts(page)

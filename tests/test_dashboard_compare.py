@@ -169,7 +169,7 @@ def test_only_hyperparameters_that_differ_are_shown_unless_asked_for(page: AppTe
 def test_a_trial_that_ends_meanwhile_stays_chosen(page: AppTest, folder: Path) -> None:
     study, wanted = make(folder, "running", preset="none")
     run_trial(study, wanted, 0.5, 0.6)
-    trial = study.ask(wanted)
+    trial = study.ask()
     run(page, sweep="running")
     assert page.multiselect[0].value == [0, 1]
     trial.report(EpochMetrics(1, 0.5, 0.5, 0.9, 0.001, 1000.0, 0.1), 0.1)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from trainer.data import DataConfig, ImageData, load_data, stratified_split
+from trainer import named_data
+from trainer.data import DataConfig, ImageData, load_data, needs_download, stratified_split
 from trainer.named_data import NAMES
 
 TRAIN, TEST = 40, 20
@@ -373,6 +374,45 @@ def test_what_a_killed_process_left_half_unpacked_is_not_used(tmp_path: Path) ->
         file.write_bytes(file.read_bytes()[:100])
     data = load("mnist", cache, root=str(root))
     np.testing.assert_array_equal(data.train.images[:, 0], arrays["train-images-idx3-ubyte"])
+
+
+def test_a_download_that_was_interrupted_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own download is stood in for: it writes the files that a server would give."""
+    downloads, asked = tmp_path / "torchvision", []
+    construct = named_data._construct
+
+    def download(name: str, root: Path, split: str, download: bool) -> Any:
+        if download:
+            asked.append(split)
+            write_mnist(root, packed=False)
+        return construct(name, root, split, download=False)
+
+    monkeypatch.setattr(named_data, "_construct", download)
+    config = DataConfig(data="mnist", cache=str(tmp_path))
+    write_mnist(downloads, packed=False)
+    for file in (downloads / "MNIST/raw").glob("train-*"):
+        file.unlink()
+    assert needs_download(config)
+    load_data(config)
+    assert asked == ["train", "test"]
+    assert not needs_download(config)
+    load_data(config)
+    assert len(asked) == 2
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_a_whole_download_of_before_is_used_as_it_is(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "torchvision", packed=False)
+    assert not needs_download(DataConfig(data="mnist", cache=str(tmp_path)))
+    assert len(load("mnist", tmp_path).train.images) == TRAIN
+
+
+def test_damaged_decoded_images_are_named(tmp_path: Path) -> None:
+    load("digits", tmp_path)
+    [facts] = tmp_path.glob("digits-*/facts.json")
+    facts.write_text("{")
+    with pytest.raises(ValueError, match=r"decoded images in .*/digits-.* are damaged .* delete that folder"):
+        load("digits", tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -115,8 +115,9 @@ def test_the_record_has_the_notes_by_the_trials_number(tmp_path: Path) -> None:
     optuna.create_study(study_name="other", storage=studies._storage).ask()  # so that ids and numbers differ
     config = make_config({"name": "noted", "data": "digits", "trials": 2, "preset": "none"})
     sweep = studies.create(config, ["zero", "one"])
+    sweep.begin_run(config, groups=1)
     for _ in range(2):
-        sweep.ask(config)
+        sweep.ask()
 
     def read() -> SweepRecord:
         return studies.read("noted")

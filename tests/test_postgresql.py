@@ -28,7 +28,7 @@ def test_a_sweep_is_recorded_and_read_as_in_sqlite(url: str, tmp_path: Path) -> 
     study = writer.create(config, ["zero", "one"], (1, 8, 8))
     study.begin_run(config, groups=1)
     for number, accuracy in enumerate((0.5, 0.9, 0.7)):
-        trial = study.ask(config)
+        trial = study.ask()
         trial.begin(parameters=10, group="group", group_began=float(number))
         trial.report(EpochMetrics(1, 0.5, 0.4, accuracy, 0.01, 1000.0, 0.5), train_seconds=0.5)
         if number == 2:

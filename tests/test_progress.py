@@ -31,9 +31,9 @@ def epoch(trial, number, accuracy):
 
 
 def play(progress, sweep):
-    config, study = sweep
+    _config, study = sweep
     for accuracies, state in [((0.5, 0.8), "COMPLETE"), ((0.3, 0.2), "PRUNED"), ((), "FAIL")]:
-        trial = study.ask(config)
+        trial = study.ask()
         progress.started(trial)
         for number, accuracy in enumerate(accuracies, 1):
             epoch(trial, number, accuracy)
@@ -64,10 +64,10 @@ def test_without_a_terminal_a_long_trial_is_heard_of(sweep, monkeypatch):
 
 
 def test_on_a_terminal_counts_best_and_running_trials_are_on_the_screen(sweep):
-    config, study = sweep
+    _config, study = sweep
     progress, text = display(sweep, terminal=True)
     play(progress, sweep)
-    running = study.ask(config)
+    running = study.ask()
     progress.started(running)
     epoch(running, 1, 0.6)
     with progress:

@@ -23,7 +23,7 @@ def epoch(number: int, accuracy: float) -> EpochMetrics:
 
 
 def run_trial(study: SweepStudy, config: SweepConfig, *accuracies: float, end: str = "complete") -> None:
-    trial = study.ask(config)
+    trial = study.ask()
     trial.begin(parameters=123, group="group", group_began=5.0 * trial.number)
     for number, accuracy in enumerate(accuracies, 1):
         trial.report(epoch(number, accuracy), train_seconds=0.5 * number)
@@ -111,7 +111,7 @@ def test_only_what_changed_is_read_again(where: Experiments, study: SweepStudy, 
 def test_a_running_trial_is_read_until_it_ends(where: Experiments, config: SweepConfig) -> None:
     study = Studies(where, create=True).create(config, ["zero"])
     study.begin_run(config, groups=1)
-    studies, trial = Studies(where), study.ask(config)
+    studies, trial = Studies(where), study.ask()
     assert studies.read("s").trial(0).epochs_done == 0
     trial.report(epoch(1, 0.5), 1.0)
     assert studies.read("s").trial(0).history["val_accuracy"] == [0.5]
@@ -127,7 +127,7 @@ def test_more_unfinished_trials_than_a_query_may_name_are_followed(
     monkeypatch.setattr("cluster.reading._AT_MOST_ASKED", 1)
     study = Studies(where, create=True).create(replace(config, preset="none"), ["zero"])
     study.begin_run(config, groups=1)
-    studies, first, second = Studies(where), study.ask(config), study.ask(config)
+    studies, first, second = Studies(where), study.ask(), study.ask()
     studies.read("s")
     for trial in (first, second):
         trial.report(epoch(1, 0.5), 1.0)

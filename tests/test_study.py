@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import sqlite3
 
 import optuna
@@ -32,7 +34,7 @@ def epoch(number, accuracy):
 
 
 def run_trial(study, chosen, *accuracies, end="complete"):
-    trial = study.ask(chosen)
+    trial = study.ask()
     trial.begin(123, "group", 10.0 * trial.number)
     for number, accuracy in enumerate(accuracies, 1):
         trial.report(epoch(number, accuracy), number * 1.5)
@@ -59,8 +61,8 @@ def test_plain_optuna_reads_the_same_states_values_and_epochs(where):
 
 
 def test_the_first_trial_is_the_preset(where):
-    study, chosen = create(where)
-    first, second = study.ask(chosen), study.ask(chosen)
+    study, _chosen = create(where)
+    first, second = study.ask(), study.ask()
     expected = flatten(PRESETS["default"]) | {"training.epochs": 3}
     assert flatten(first.config) == expected
     assert flatten(second.config) != expected
@@ -69,10 +71,10 @@ def test_the_first_trial_is_the_preset(where):
 
 def test_the_preset_is_never_pruned(where):
     study, chosen = create(where, pruner="median")
-    baseline = study.ask(chosen)
+    baseline = study.ask()
     for _ in range(6):
         run_trial(study, chosen, 0.8, 0.8, 0.8)
-    other = study.ask(chosen)
+    other = study.ask()
     for trial in (baseline, other):
         trial.report(epoch(1, 0.1), 1.0)
         trial.report(epoch(2, 0.1), 1.0)
@@ -102,12 +104,12 @@ def test_a_failed_trial_keeps_its_cause(where):
 
 def test_a_trial_left_running_waits_for_its_turn_with_its_number_and_configuration(where):
     study, chosen = create(where, preset="none")
-    left = study.ask(chosen)
+    left = study.ask()
     left.report(epoch(1, 0.4), 1.0)
     again = Studies(where).open("s")
     again.begin_run(chosen, groups=1)
     assert again.read().trial(0).state == "WAITING"
-    taken = again.ask(chosen)
+    taken = again.ask()
     assert (taken.number, taken.config) == (left.number, left.config)
     assert plain(where).trials[0].params == {
         k: v for k, v in flatten(left.config).items() if k in plain(where).trials[0].params
@@ -115,8 +117,8 @@ def test_a_trial_left_running_waits_for_its_turn_with_its_number_and_configurati
 
 
 def test_nothing_runs_or_waits_after_a_finished_sweep(where):
-    study, chosen = create(where)
-    study.ask(chosen)
+    study, _chosen = create(where)
+    study.ask()
     study.end_run("FINISHED")
     assert study.counts()["RUNNING"] == study.counts()["WAITING"] == 0
 
@@ -142,10 +144,40 @@ def test_reading_creates_nothing(where):
 
 def test_a_grid_waits_in_the_study(where):
     fixed = {p.name: p.default[0] if p.per_block else p.default for p in parameters() if p.section != "training"}
-    study, chosen = create(where, sampler="grid", trials=3, space=fixed | {"training.batch_size": [32, 64, 128, 256]})
+    study, _chosen = create(where, sampler="grid", trials=3, space=fixed | {"training.batch_size": [32, 64, 128, 256]})
     assert study.counts()["WAITING"] == 3
-    sizes = [study.ask(chosen).config.training.batch_size for _ in range(3)]
+    sizes = [study.ask().config.training.batch_size for _ in range(3)]
     assert sizes == [32, 64, 128]
+
+
+def test_a_grid_that_is_extended_goes_on_where_it_ended(where):
+    fixed = {p.name: p.default[0] if p.per_block else p.default for p in parameters() if p.section != "training"}
+    space = fixed | {"training.batch_size": [32, 64, 128, 256]}
+    study, chosen = create(where, sampler="grid", trials=3, space=space, preset="default")
+    more = dataclasses.replace(chosen, trials=5)
+    study.enqueue_grid(more)
+    study.enqueue_grid(more)
+    study.begin_run(more, groups=1)
+    assert [study.ask().config.training.batch_size for _ in range(5)] == [128, 32, 64, 128, 256]
+    assert study.counts()["WAITING"] == 0
+
+
+@pytest.mark.parametrize("damage", ['"{}"', '"{"', '"null"', "3", "newer"])
+def test_a_damaged_record_is_said_to_be_one_and_hides_no_other(where, damage):
+    study, _ = create(where)
+    other = config(name="whole")
+    Studies(where, create=True).create(other, [])
+    if damage == "newer":
+        damage = json.dumps(json.dumps(study.config.to_json() | {"budget": 3}))
+    with sqlite3.connect(where.folder / "studies.db") as connection:
+        connection.execute(
+            "update study_user_attributes set value_json = ? where key = 'convsweep' and study_id = "
+            "(select study_id from studies where study_name = 's')",
+            (damage,),
+        )
+    assert [(s.name, s.state) for s in Studies(where).summaries()] == [("s", "UNREADABLE"), ("whole", "NEW")]
+    with pytest.raises(ValueError, match=r"The record of a sweep cannot be read .* damaged, or was written by another"):
+        Studies(where).read("s")
 
 
 def test_the_database_lets_readers_in_while_it_is_written(where):

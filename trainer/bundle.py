@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
@@ -28,6 +31,7 @@ from trainer.model_card import model_card
 
 FORMAT = 1
 FILES = ("model.pt2", "weights.safetensors", "config.json", "classes.json", "metrics.json", "README.md")
+SAMPLES = "samples"
 MAX_DIFFERENCE = 1e-4
 VERIFIED_IMAGES = 256
 
@@ -40,6 +44,29 @@ class Origin:
     trial: int | None
     epochs: int
     command: str
+
+
+def check_target(folder: Path) -> None:
+    """Raise ValueError unless a bundle may be written there: nothing is there, an empty folder, or a bundle and nothing else."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file: choose another folder with --to.")
+    there = {path.name for path in folder.iterdir()}
+    if there and not _is_bundle(folder):
+        raise ValueError(f"{str(folder)!r} exists and is no bundle: choose another folder with --to.")
+    if strange := sorted(there - {*FILES, SAMPLES}):
+        raise ValueError(
+            f"{str(folder)!r} holds {strange[0]!r} besides a bundle, which would be lost: choose another folder with --to."
+        )
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "convsweep_bundle" in config
 
 
 class Probabilities(nn.Module):
@@ -70,8 +97,7 @@ def write_bundle(
     then as it was before. `samples` test images are added as pictures to try the bundle with. Raises ValueError when
     `folder` holds something that is not a bundle.
     """
-    if folder.exists() and not (folder.is_dir() and ((folder / "config.json").exists() or not any(folder.iterdir()))):
-        raise ValueError(f"{str(folder)!r} exists and is no bundle: choose another folder with --to.")
+    check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -98,7 +124,7 @@ def write_bundle(
         _write_json(temporary / "metrics.json", metrics)
         card = model_card(model, config, data, scores, latency, origin.command)
         (temporary / "README.md").write_text(card)
-        _write_samples(temporary / "samples", data, samples)
+        _write_samples(temporary / SAMPLES, data, samples)
         temporary.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -160,6 +186,45 @@ class Prediction:
         return {"path": self.path, "label": label, "probability": probability, "top": [list(pair) for pair in self.top]}
 
 
+def _read_facts(folder: Path) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """The images' shape (C, H, W) and the classes that a bundle's files say. Raises ValueError for files that are not whole."""
+    name = "config.json"
+    try:
+        config = json.loads((folder / name).read_text())
+        if config["convsweep_bundle"] != FORMAT:
+            raise ValueError(
+                f"it is of format {config['convsweep_bundle']!r}, but this convsweep reads format {FORMAT}"
+            )
+        shape = tuple(config["image"][side] for side in ("channels", "height", "width"))
+        if not all(type(side) is int and side > 0 for side in shape):
+            raise ValueError(
+                f"an image's channels, height and width must be whole numbers above 0, but it says {shape}"
+            )
+        name = "classes.json"
+        classes = json.loads((folder / name).read_text())
+        if not (isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)):
+            raise ValueError("it must be a list of the classes' names")
+        name = "metrics.json"
+        json.loads((folder / name).read_text())
+        name = "weights.safetensors"
+        with safetensors.safe_open(folder / name, "pt"):
+            pass
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{str(folder)!r} is no whole bundle: {name}: {str(error)[:200]}.") from error
+    return cast(tuple[int, int, int], shape), tuple(classes)
+
+
+@contextlib.contextmanager
+def _torch_silent() -> Iterator[None]:
+    """torch logs a traceback about an archive that it cannot read, and raises an error as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 class Bundle:
     """A bundle that was read from its folder. Raises ValueError when the folder is none."""
 
@@ -171,14 +236,22 @@ class Bundle:
             raise ValueError(
                 f"{str(folder)!r} is no bundle: it has no {missing[0]}. Bundles are written by `convsweep export`."
             )
+        self.image_shape, self.classes = _read_facts(folder)
         try:
-            image = json.loads((folder / "config.json").read_text())["image"]
-            self.image_shape: tuple[int, int, int] = (image["channels"], image["height"], image["width"])
-            self.classes: tuple[str, ...] = tuple(json.loads((folder / "classes.json").read_text()))
-            self._program = torch.export.load(folder / "model.pt2").module()
+            with _torch_silent():
+                self._program = torch.export.load(folder / "model.pt2").module()
+            answer = self.probabilities(np.zeros((1, *self.image_shape), np.uint8))
         except Exception as error:  # a damaged archive makes torch raise nearly anything
             reason = str(error).split("\n", 1)[0][:200]
-            raise ValueError(f"{str(folder)!r} is no whole bundle: {type(error).__name__}: {reason}.") from error
+            raise ValueError(
+                f"{str(folder)!r} is no whole bundle: model.pt2 cannot be read, or takes no images of the shape that config.json "
+                f"says: {type(error).__name__}: {reason}."
+            ) from error
+        if answer.shape != (1, len(self.classes)):
+            raise ValueError(
+                f"{str(folder)!r} is no whole bundle: classes.json has {len(self.classes)} classes, but model.pt2 gives "
+                f"{answer.shape[-1]} probabilities."
+            )
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities `(N, classes)` of uint8 images `(N, C, H, W)`."""

@@ -63,13 +63,17 @@ class CheckpointStore:
         self._files.move(temporary, self._path(trial))
 
     def load(self, trial: int) -> Checkpoint:
-        """The trial's checkpoint, on the CPU. Raises FileNotFoundError when there is none."""
+        """The trial's checkpoint, on the CPU. Raises FileNotFoundError when there is none, ValueError when it is damaged."""
         import safetensors.torch
 
         content = self._read(self._path(trial))
-        header = _header(content)
-        config = unflatten(json.loads(header["config"]))
-        return Checkpoint(safetensors.torch.load(content), config, int(header["epoch"]), float(header["value"]))
+        try:
+            header = _header(content)
+            config = unflatten(json.loads(header["config"]))
+            return Checkpoint(safetensors.torch.load(content), config, int(header["epoch"]), float(header["value"]))
+        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"The checkpoint {self._path(trial)!r} is damaged ({reason}).") from error
 
     def kernels(self, trial: int) -> NDArray[np.float32] | None:
         """The weights `(F, C, k, k)` of the network's first convolution, or None when the trial has no checkpoint."""

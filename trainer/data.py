@@ -45,6 +45,8 @@ class DataConfig:
             raise ValueError(f"validation_fraction must lie between 0 and 1, but got {self.validation_fraction}.")
         if self.image_size is not None and not 4 <= self.image_size <= 1024:
             raise ValueError(f"image_size must be 4 to 1024 pixels, but got {self.image_size}.")
+        if not self.data.strip():
+            raise ValueError(named_data.unknown(self.data))
         for place in ("data", "root", "cache"):  # the ranks have another working folder
             value = getattr(self, place)
             if value is not None and not (place == "data" and value in named_data.NAMES):
@@ -111,7 +113,12 @@ def load_data(config: DataConfig, on_progress: OnProgress | None = None) -> Imag
     """
     config.check()
     cache = Path(config.cache) if config.cache else default_cache()
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"The cache folder {str(cache)!r} cannot be made: {error.strerror}. Say another with --cache."
+        ) from error
     on_progress = on_progress or (lambda what, done, total: None)
     source: named_data.NamedSource | folders.FolderSource
     if config.data in named_data.NAMES:
@@ -160,8 +167,11 @@ def _mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
 
 
 def _open(config: DataConfig, folder: Path) -> ImageData:
-    facts = json.loads((folder / "facts.json").read_text())
-    classes = tuple(facts["classes"])
+    try:
+        facts = json.loads((folder / "facts.json").read_text())
+        classes = tuple(facts["classes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"The decoded images in {str(folder)!r} are damaged ({error}): delete that folder.") from error
 
     def part(name: str) -> Split | None:
         if not (folder / f"{name}_images.npy").exists():

@@ -255,6 +255,8 @@ def parameter(name: str) -> Parameter:
 
     Raises ValueError with the nearest valid name when there is none.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"A hyperparameter has a name such as optimizer.learning_rate, but got {name!r}.")
     known = {p.name: p for p in parameters()}
     base, _, block = name.rpartition(".")
     if base in known and known[base].per_block and block.isdigit():
@@ -270,6 +272,9 @@ def parameter(name: str) -> Parameter:
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' with the closest of the `known` words, or nothing when none is close."""
     known = list(known)
+    for k in known:
+        if k.lower() == word.lower():
+            return f" Did you mean {k!r}?"
     same_key = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]]
     close = difflib.get_close_matches(word, same_key, n=1, cutoff=0) or difflib.get_close_matches(
         word, known, n=1, cutoff=0.5

@@ -122,25 +122,46 @@ def find(name: str, root: str | None, cache: Path, image_size: int | None) -> Na
             f"The data root {root!r} is not a folder. It holds torchvision's layout: {NAMES[name].path}, ..."
         )
     downloads = cache / "torchvision"
-    given = Path(root).resolve() if root else downloads
-    if list(_files(name, given)):
+    given = Path(root).resolve() if root else None
+    if given and _files(name, given):
         return NamedSource(name, _unpacked(name, given, downloads), image_size)
-    if not list(_files(name, downloads)):
+    if not _is_downloaded(name, downloads):
         try:
             _construct(name, downloads, "train", download=True)
             _construct(name, downloads, "test", download=True)
         except (OSError, RuntimeError, urllib.error.URLError) as error:
             raise RuntimeError(
-                f"The data set {name!r} is not under {str(given)!r} and could not be downloaded ({error}). Give the folder that "
-                f"holds {NAMES[name].path} with --data-root or in CONVSWEEP_DATA, or use --data digits, which needs no download."
+                f"The data set {name!r} is not under {str(given or downloads)!r} and could not be downloaded ({error}). Give the folder "
+                f"that holds {NAMES[name].path} with --data-root or in CONVSWEEP_DATA, or use --data digits, which needs no download."
             ) from error
+        _whole(name, downloads).touch()
     return NamedSource(name, downloads, image_size)
 
 
 def is_here(name: str, root: str | None, cache: Path) -> bool:
     """Whether `find` has the data set's files without a download."""
-    places = [cache / "torchvision"] + ([Path(root)] if root else [])
-    return NAMES[name].torchvision_class is None or any(_files(name, place) for place in places)
+    if NAMES[name].torchvision_class is None or (root and _files(name, Path(root))):
+        return True
+    return _is_downloaded(name, cache / "torchvision")
+
+
+def _is_downloaded(name: str, downloads: Path) -> bool:
+    """Whether the files are there and whole: an interrupted download is gone on with."""
+    if not _files(name, downloads):
+        return False
+    if not _whole(name, downloads).exists():
+        try:
+            for split in ("train", "test"):
+                _construct(name, downloads, split, download=False)
+        except (OSError, RuntimeError, EOFError, ValueError):
+            return False
+        _whole(name, downloads).touch()
+    return True
+
+
+def _whole(name: str, downloads: Path) -> Path:
+    """The file that says that the data set was downloaded to its end."""
+    return downloads / f".{name}-is-whole"
 
 
 def _files(name: str, root: Path) -> list[Path]:
