@@ -29,7 +29,12 @@ format: $(READY)
 
 bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DATA
 	$(BIN)/python bench/promises.py
-	$(BIN)/python -m bench.sweep
+	$(BIN)/python -m bench.sweep --trials 16
+	$(BIN)/python -m bench.sweep --trials 64
+	$(BIN)/python -m bench.train
+	$(BIN)/python -m bench.scale
+	$(BIN)/python -m bench.search
+	$(BIN)/python -m bench.report
 
 docs: $(READY)  ## write the tables that are derived from the code
 	$(BIN)/python -m tests.derived_docs

@@ -10,8 +10,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 FOLDER = Path(__file__).parents[1] / "docs/benchmarks"
 _PACKAGES = ("ray", "torch", "optuna", "streamlit")
 
@@ -34,7 +32,7 @@ def machine() -> str:
     model = next((line.partition(": ")[2] for line in facts.splitlines() if line.startswith("model name")), "")
     flags = next((line.split() for line in facts.splitlines() if line.startswith("flags")), [])
     best = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), "no AVX2")
-    memory = psutil.virtual_memory().total / 2**30
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model or platform.processor()}, {os.cpu_count()} cores ({best}), {memory:.0f} GiB"
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from bench.results import save
 from cluster.experiments import Experiments
 from cluster.studies import Studies
 from trainer.data import DataConfig, load_data
@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16, choices=(16, 64))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write what was found into this file")
     given = parser.parse_args()
+    said_last = "not run"
     walls: dict[str, list[float]] = {way: [] for way in given.ways}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -61,13 +61,13 @@ def main() -> None:
             said = run(way, given.trials, data, Path(folder) / f"{way}-{turn}")
             wall = time.perf_counter() - began
             walls[way].append(wall)
+            said_last = said if way == "convsweep" else said_last
             print(f"{way:10} {wall:7.1f} s  {60 * given.trials / wall:6.2f} trials/min  {said}", flush=True)
     medians = {way: statistics.median(found) for way, found in walls.items()}
     if "convsweep" in medians:
         for way in given.ways:
             print(f"convsweep / {way:10} {medians[way] / medians['convsweep']:5.2f}")
-    if given.json:
-        given.json.write_text(json.dumps({"trials": given.trials, "seconds": walls}, indent=1))
+    save(f"sweep-{given.trials}", {"trials": given.trials, "seconds": walls, "said": f"convsweep: {said_last}."})
 
 
 def write_images(root: Path, to: Path) -> None:

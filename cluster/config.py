@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from cluster.plan import GroupShape
+from cluster.recipes import RECIPES, UNMIRRORED
 from cluster.space import Space
 from cluster.yaml_values import read_yaml
 from trainer.data import DataConfig
-from trainer.hyperparameters import TrialConfig, nearest, unflatten
+from trainer.hyperparameters import TrialConfig, flatten, nearest, unflatten
 from trainer.named_data import NAMES
 from trainer.presets import preset
 
@@ -75,7 +76,7 @@ class SweepConfig:
         enqueued = self.trials_before_grid()
         if self.first and self.trials is not None and self.trials < enqueued:
             raise ValueError(
-                f"trials must be at least {enqueued}, the preset's and those of `first`, but got {self.trials}."
+                f"trials must be at least {enqueued}, those of `first` and the ones before them, but got {self.trials}."
             )
 
     @property
@@ -90,6 +91,21 @@ class SweepConfig:
         """The baseline's configuration, or the default one, with the sweep's epochs and seed."""
         own = {"training.epochs": self.epochs, "training.seed": self.seed}
         return unflatten(own, preset(self.baseline or "default"))
+
+    def recipe_trial(self) -> TrialConfig | None:
+        """The best known recipe for the data set, or None: without one, with a preset of the user's own, or outside the space."""
+        known = NAMES.get(self.data.data)
+        if (
+            known is None
+            or known.recipe is None
+            or self.preset is not None
+            or self.sampler == "grid"
+            or self.trials == 1
+        ):
+            return None
+        own = {"training.epochs": self.epochs, "training.seed": self.seed}
+        recipe = unflatten(own | ({} if known.mirrored else dict(UNMIRRORED)), preset(known.recipe))
+        return recipe if self.build_space().contains(flatten(recipe)) else None
 
     def first_trials(self) -> list[TrialConfig]:
         """The configurations of `first`, whole. Raises ValueError for what is no configuration."""
@@ -112,17 +128,17 @@ class SweepConfig:
         return points + self.trials_before_grid()
 
     def trials_before_grid(self) -> int:
-        """How many trials are given: the preset's and those of `first`."""
-        return len(self.first) + (self.baseline is not None)
+        """How many trials are given: the preset's, the recipe's and those of `first`."""
+        return len(self.first) + (self.baseline is not None) + (self.recipe_trial() is not None)
 
     def build_space(self) -> Space:
-        """The search space: the declared one, as the data set and the user narrow it."""
-        narrowing = dict(self.space)
-        _refuse_own(narrowing, "space")
+        """The search space: the declared one, as the data set's recipe and then the user narrow it."""
+        _refuse_own(self.space, "space")
         known = NAMES.get(self.data.data)
+        usual = dict(RECIPES[known.recipe]) if known and known.recipe else {}
         if known and not known.mirrored:
-            narrowing.setdefault("augmentation.flip", False)  # a mirrored 2 is no 2
-        return Space(narrowing, fixed={"training.epochs": self.epochs, "training.seed": self.seed})
+            usual |= UNMIRRORED
+        return Space(self.space, {"training.epochs": self.epochs, "training.seed": self.seed}, usual)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; `from_json` is the way back."""

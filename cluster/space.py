@@ -74,18 +74,22 @@ class Space:
     """The choices for every hyperparameter, by full name (`model.filters.2` for a block).
 
     `narrowing` is the user's `space:`: a list chooses among, a mapping `{low, high, log}` is a range, a scalar fixes;
-    a name without block number means every block. `fixed` wins over it. Raises ValueError for unknown names and values
-    that are not allowed.
+    a name without block number means every block. `fixed` wins over it, and it over `usual`, which has the same form. Raises
+    ValueError for unknown names and values that are not allowed.
     """
 
-    def __init__(self, narrowing: Mapping[str, Any], fixed: Mapping[str, Value]) -> None:
+    def __init__(
+        self, narrowing: Mapping[str, Any], fixed: Mapping[str, Value], usual: Mapping[str, Any] | None = None
+    ) -> None:
+        otherwise = {name: _parse(parameter(name), name, value) for name, value in (usual or {}).items()}
         given = {name: _parse(parameter(name), name, value) for name, value in narrowing.items()}
         given |= {name: Choice((parameter(name).check(value),)) for name, value in fixed.items()}
         self.domains: dict[str, Domain] = {}
         for p in parameters():
             names = [f"{p.name}.{i}" for i in range(1, MAX_BLOCKS + 1)] if p.per_block else [p.name]
             for name in names:
-                self.domains[name] = given.get(name) or given.get(p.name) or _default(p)
+                wanted = given.get(name) or given.get(p.name)
+                self.domains[name] = wanted or otherwise.get(name) or otherwise.get(p.name) or _default(p)
         blocks = self.domains["model.blocks"]
         most = max(int(v) for v in blocks.values) if isinstance(blocks, Choice) else int(blocks.high)  # type: ignore[union-attr]
         for name in narrowing:
@@ -117,6 +121,10 @@ class Space:
         """Of a given configuration, what is searched and lies in the space: what a sampler can learn from."""
         given = [name for name in self.searched() if name in flat]
         return {name: flat[name] for name in given if self._domain(name, flat).contains(flat[name])}
+
+    def contains(self, flat: Mapping[str, Value]) -> bool:
+        """Whether a given configuration is one that could be proposed."""
+        return all(name in self.domains and self._domain(name, flat).contains(value) for name, value in flat.items())
 
     def record(self, trial: optuna.Trial, flat: Mapping[str, Value]) -> None:
         """Enter a given configuration, which the trial was enqueued with, into the study."""

@@ -67,12 +67,13 @@ class SweepStudy:
         self._study.set_user_attr(SWEEP_ATTRIBUTE, json.dumps(config.to_json()))
 
     def enqueue_first_trials(self, config: SweepConfig) -> None:
-        """The baseline, the configurations that are to be first and the grid's, as waiting trials."""
+        """The baseline, the data set's recipe, the configurations that are to be first and the grid's, as waiting trials."""
         space = config.build_space()
         if config.baseline is not None:
             baseline = flatten(config.starting_point())
             self._enqueue(baseline, space.part_of(baseline), preset=config.baseline)
-        for given in map(flatten, config.first_trials()):
+        recipe = config.recipe_trial()
+        for given in map(flatten, [*([recipe] if recipe else []), *config.first_trials()]):
             self._enqueue(given, space.part_of(given))
         if config.sampler == "grid":
             self.enqueue_grid(config)

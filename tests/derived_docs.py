@@ -7,9 +7,10 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import trainer.presets
+from cluster.recipes import RECIPES
 from cluster.space import Choice, Range, Ranges, Space
 from trainer.domains import Between, OneOf, Value
 from trainer.hyperparameters import Parameter, TrialConfig, flatten, parameters
@@ -173,6 +174,7 @@ def _data_sets() -> str:
             data.summary,
             f"`{data.path}`" if data.path else "–",
             f"`{data.preset}`",
+            f"`{data.recipe}`" if data.recipe else "–",
             "yes" if data.mirrored else "no",
         )
         for name, data in NAMES.items()
@@ -182,13 +184,32 @@ def _data_sets() -> str:
         "what it is",
         "its files under `--data-root`",
         "preset of the first trial",
+        "recipe",
         "mirroring searched",
     )
     return (
         "## Data sets\n\n"
+        "*Recipe*: the preset that is known to be good there. A sweep without `--preset` tries it too and searches the space around it "
+        f"unless `space:` says otherwise:\n\n{_table(('hyperparameter', *(f'`{name}`' for name in RECIPES)), _recipe_rows())}\n"
         "*Mirroring searched*: whether a sweep tries `augmentation.flip` without being told to; a mirrored 2 is no 2. For a folder of "
         f"images it does, and the first trial has the preset `default`.\n\n{_table(header, rows)}"
     )
+
+
+def _recipe_rows() -> Iterator[tuple[str, ...]]:
+    names = dict.fromkeys(name for space in RECIPES.values() for name in space)
+    for name in names:
+        yield (f"`{name}`", *(_choices(space.get(name)) for space in RECIPES.values()))
+
+
+def _choices(narrowing: Any) -> str:
+    if narrowing is None:
+        return "–"
+    if isinstance(narrowing, dict):
+        return f"{_number(narrowing['low'])} to {_number(narrowing['high'])}" + (
+            ", log" if narrowing.get("log") else ""
+        )
+    return _codes(narrowing if isinstance(narrowing, list) else [narrowing])
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

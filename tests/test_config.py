@@ -7,6 +7,8 @@ from cluster.config import KEYS, SweepConfig, make_config, parse_duration, read_
 from cluster.options import assignments
 from cluster.space import Choice
 from trainer.hyperparameters import parameters
+from trainer.named_data import NAMES
+from trainer.presets import PRESETS
 
 FIXED = {p.name: p.default[0] if p.per_block else p.default for p in parameters() if p.section != "training"}
 
@@ -133,7 +135,36 @@ def test_a_mirrored_digit_is_not_searched_unless_the_user_says_so():
     assert config().build_space().domains["augmentation.flip"] == Choice((False,))
     mine = config(space={"augmentation.flip": [True, False]})
     assert mine.build_space().domains["augmentation.flip"] == Choice((True, False))
-    assert config(data="cifar10").build_space().domains["augmentation.flip"] == Choice((False, True))
+    assert config(data="cifar10").build_space().domains["augmentation.flip"] == Choice((True,))
+    assert config(data="svhn").build_space().domains["augmentation.flip"] == Choice((False,))
+    assert config(data="svhn").build_space().domains["model.test_time_flip"] == Choice((False,))
+
+
+@pytest.mark.parametrize("data", [name for name, known in NAMES.items() if known.recipe])
+def test_a_well_known_data_set_is_searched_around_its_recipe(data):
+    chosen = config(data=data, epochs=3, seed=5)
+    recipe = chosen.recipe_trial()
+    assert (recipe.training.epochs, recipe.training.seed) == (3, 5)
+    assert recipe.model.filters == PRESETS[NAMES[data].recipe].model.filters
+    assert recipe.augmentation.flip == (data in ("cifar10", "cifar100"))
+    assert chosen.build_space().domains["model.blocks"] == Choice((3,))
+    assert chosen.trials_before_grid() == 2
+
+
+def test_the_users_space_wins_over_the_recipes_and_may_leave_the_recipe_out():
+    mine = config(data="cifar10", space={"model.filters": [8, 16], "model.kernel_size.2": 7})
+    domains = mine.build_space().domains
+    assert domains["model.filters.3"] == Choice((8, 16))
+    assert domains["model.kernel_size.2"] == Choice((7,))
+    assert domains["model.kernel_size.1"] == Choice((3, 5))
+    assert mine.recipe_trial() is None
+    assert config(data="cifar10", space={"model.blocks": [2, 3]}).recipe_trial() is not None
+
+
+def test_who_names_a_preset_or_wants_one_trial_gets_no_recipe():
+    assert config(data="cifar10", preset="cifar-3conv").recipe_trial() is None
+    assert config(data="cifar10", trials=1).recipe_trial() is None
+    assert config(data="digits").recipe_trial() is None
 
 
 def test_the_baseline_is_the_preset_of_the_data_unless_told_otherwise():

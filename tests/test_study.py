@@ -4,7 +4,9 @@ import sqlite3
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
+from cluster import proposals
 from cluster.config import make_config
 from cluster.experiments import Experiments
 from cluster.studies import Studies
@@ -67,6 +69,76 @@ def test_the_first_trial_is_the_preset(where):
     assert flatten(first.config) == expected
     assert flatten(second.config) != expected
     assert [t.preset for t in study.read().trials] == ["default", None]
+
+
+def test_the_recipe_follows_the_preset_and_is_pruned_like_others(where):
+    study, chosen = create(where, data="cifar10", pruner="median")
+    first, second, third = study.ask(), study.ask(), study.ask()
+    assert second.config == chosen.recipe_trial()
+    assert third.config not in (first.config, second.config)
+    assert [t.preset for t in study.read().trials] == ["cifar-3conv", None, None]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_proposals_are_the_same_from_the_same_trials(where, tmp_path, sampler):
+    def proposed(place):
+        study, chosen = create(Experiments(tmp_path / place), sampler=sampler, trials=30)
+        return [run_trial(study, chosen, 0.1 * (i % 7)).config for i in range(15)]
+
+    assert proposed("one") == proposed("other")
+
+
+def test_a_proposal_is_in_the_study_with_all_its_parameters_at_once(where):
+    study, chosen = create(where)
+    run_trial(study, chosen, 0.5)
+    trial = study.ask()
+    theirs = plain(where).trials[1]
+    assert theirs.state.name == "RUNNING"
+    assert theirs.params == chosen.build_space().part_of(flatten(trial.config))
+    assert theirs.user_attrs["config"] == flatten(trial.config)
+    assert theirs.datetime_start is not None
+
+
+def test_the_sampler_learns_from_the_trials_of_this_run_and_of_those_before(where, monkeypatch):
+    """Trials with kernel size 5 are good, others bad: after some the sampler proposes mostly 5, and so it does when resumed."""
+    space = {"model.kernel_size": [3, 5, 7], "model.blocks": 1, "optimizer.name": "adam"}
+    study, chosen = create(where, trials=100, space=space, preset="none")
+
+    def run(study):
+        trial = study.ask()
+        good = trial.config.model.kernel_size == (5,)
+        trial.begin(1, "group", 1.0)
+        trial.report(epoch(1, 0.9 if good else 0.1), 1.0)
+        trial.complete() if good else trial.prune()
+        return good
+
+    for _ in range(40):
+        run(study)
+    assert sum(run(study) for _ in range(10)) >= 7
+    again = Studies(where).open("s")
+    again.begin_run(chosen, groups=1)
+    assert sum(run(again) for _ in range(10)) >= 7
+
+
+def test_the_sampler_keeps_the_best_and_an_even_selection_of_many_trials(monkeypatch):
+    monkeypatch.setattr(proposals, "BEST", 4)
+    monkeypatch.setattr(proposals, "MOST", 10)
+    chosen = config(space={"model.blocks": 1}, trials=1000)
+    mine, space = proposals.Proposals(chosen, 0, []), chosen.build_space()
+    for number in range(100):
+        mine.propose(space)
+        mine.note(number)
+        if number != 97:
+            mine.ended(number, TrialState.COMPLETE if number % 2 else TrialState.PRUNED, number / 100, 1)
+        known = mine._study.get_trials(deepcopy=False)
+        assert len(known) <= 2 * 10 + 1
+        values = sorted(t.value for t in known if t.state == TrialState.COMPLETE)
+        done = [n / 100 for n in range(number + 1) if n % 2 and n != 97]
+        assert values[-4:] == done[-4:]
+    mine.ended(97, TrialState.COMPLETE, 0.97, 1)
+    assert max(t.value for t in mine._study.get_trials(deepcopy=False) if t.value is not None) == 0.99
+    assert not [t for t in mine._study.get_trials(deepcopy=False) if not t.state.is_finished()]
+    assert min(t.value for t in mine._study.get_trials(deepcopy=False) if t.value is not None) < 0.5
 
 
 def test_the_preset_is_never_pruned(where):

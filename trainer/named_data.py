@@ -28,28 +28,38 @@ from trainer.images import to_array
 class NamedData:
     """A named data set: torchvision's class, the path of its files under a torchvision root, the preset to compare with.
 
-    `mirrored` says whether a mirrored image still shows its class: a car does, a digit does not.
+    `mirrored` says whether a mirrored image still shows its class: a car does, a digit does not. `recipe` is the preset that is
+    known to be good on it, which a sweep tries too and searches around.
     """
 
     torchvision_class: str | None
     path: str
     preset: str
     mirrored: bool
+    recipe: str | None
     summary: str
 
 
 NAMES: dict[str, NamedData] = {
-    "digits": NamedData(None, "", "default", False, "1,797 handwritten digits, 8x8, inside scikit-learn: no download"),
-    "mnist": NamedData("MNIST", "MNIST/raw", "mnist-3conv", False, "70,000 handwritten digits, 28x28"),
-    "fashion-mnist": NamedData("FashionMNIST", "FashionMNIST/raw", "mnist-3conv", True, "70,000 clothes, 28x28"),
-    "kmnist": NamedData("KMNIST", "KMNIST/raw", "mnist-3conv", False, "70,000 Japanese characters, 28x28"),
+    "digits": NamedData(
+        None, "", "default", False, None, "1,797 handwritten digits, 8x8, inside scikit-learn: no download"
+    ),
+    "mnist": NamedData("MNIST", "MNIST/raw", "mnist-3conv", False, "mnist-fast", "70,000 handwritten digits, 28x28"),
+    "fashion-mnist": NamedData(
+        "FashionMNIST", "FashionMNIST/raw", "mnist-3conv", True, "mnist-fast", "70,000 clothes, 28x28"
+    ),
+    "kmnist": NamedData(
+        "KMNIST", "KMNIST/raw", "mnist-3conv", False, "mnist-fast", "70,000 Japanese characters, 28x28"
+    ),
     "cifar10": NamedData(
-        "CIFAR10", "cifar-10-batches-py", "cifar-3conv", True, "60,000 colour images, 10 objects, 32x32"
+        "CIFAR10", "cifar-10-batches-py", "cifar-3conv", True, "cifar10-fast", "60,000 colour images, 10 objects, 32x32"
     ),
     "cifar100": NamedData(
-        "CIFAR100", "cifar-100-python", "cifar-3conv", True, "60,000 colour images, 100 objects, 32x32"
+        "CIFAR100", "cifar-100-python", "cifar-3conv", True, "cifar10-fast", "60,000 colour images, 100 objects, 32x32"
     ),
-    "svhn": NamedData("SVHN", "*_32x32.mat", "cifar-3conv", False, "99,289 house numbers in colour, 32x32"),
+    "svhn": NamedData(
+        "SVHN", "*_32x32.mat", "cifar-3conv", False, "cifar10-fast", "99,289 house numbers in colour, 32x32"
+    ),
 }
 
 
