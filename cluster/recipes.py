@@ -41,9 +41,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "cifar10-fast": _NEAR
         | {
-            "model.filters.1": [32, 48, 64],
-            "model.filters.2": [64, 96, 128],
-            "model.filters.3": [128, 192, 256],
+            "model.filters.1": [24, 32, 40, 48],
+            "model.filters.2": [48, 64, 80, 96],
+            "model.filters.3": [96, 128, 160, 192],
             "model.test_time_flip": True,
             "augmentation.flip": True,
         },

@@ -332,7 +332,7 @@ KERAS_3 = [(32, 3, True), (64, 3, True), (64, 3, False)]
         ("mnist-1conv", (1, 28, 28), recipe([(32, 3, True)], 1, 28, 10, 128, same=False)),
         ("cifar-2conv", (3, 32, 32), recipe([(32, 3, True), (64, 3, True)], 3, 32, 10, 128, same=True)),
         ("mnist-fast", (1, 28, 28), fast(8, 16, 32, 64)),
-        ("cifar10-fast", (3, 32, 32), fast(24, 32, 64, 128)),
+        ("cifar10-fast", (3, 32, 32), fast(24, 24, 48, 96)),
     ],
 )
 def test_a_preset_has_as_many_parameters_as_its_recipe(

@@ -89,7 +89,7 @@ PRESETS: Mapping[str, TrialConfig] = MappingProxyType(
         "cifar10-fast": unflatten(
             _FAST
             | {
-                "model.filters": [32, 64, 128],
+                "model.filters": [24, 48, 96],
                 "model.test_time_flip": True,
                 "augmentation.flip": True,
                 "augmentation.alternating_flip": True,
