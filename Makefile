@@ -34,6 +34,7 @@ bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DAT
 	$(BIN)/python -m bench.train
 	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.search
+	$(BIN)/python -m bench.gpu
 	$(BIN)/python -m bench.report
 
 docs: $(READY)  ## write the tables that are derived from the code

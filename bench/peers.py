@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -141,7 +142,8 @@ def main() -> None:
         "tune": lambda: ray_tune(trials, data, with_train=False),
         "train": lambda: ray_tune(trials, data, with_train=True),
     }
-    print(f"best {ways[way]():.4f}")
+    best = ways[way]()
+    print(f"best {best:.4f}; this process at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":

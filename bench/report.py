@@ -28,7 +28,7 @@ def main() -> None:
     found = results.load()
     sections = [INTRODUCTION]
     for name, content in found.items():
-        write = {"train": train, "scale": scale, "search": search}.get(name, sweep)
+        write = {"train": train, "scale": scale, "search": search, "gpu": gpu}.get(name, sweep)
         where = f"*{content['machine']}; {', '.join(f'{k} {v}' for k, v in content['versions'].items())}; {content['day']}.*"
         sections.append(f"{write(name, content['found'])}\n\n{where}\n")
     PAGE.write_text("\n".join(sections))
@@ -122,6 +122,18 @@ def search(name: str, found: dict[str, Any]) -> str:
     ]
     heads = ("way", "minutes in all", "trials", "test accuracy of the winner")
     return f"## Searching on CIFAR-10 (`bench.search`)\n\n{_table(heads, rows)}"
+
+
+def gpu(name: str, found: dict[str, Any]) -> str:
+    """One GPU: single trainings, and groups that share it."""
+    seconds, accuracies = ([run[key] for run in found["cifar10"]] for key in ("train_seconds", "test_accuracy"))
+    rates = ", ".join(
+        f"{rate:,.0f} trials per hour with {groups} group(s)" for groups, rate in found["trials_per_hour"].items()
+    )
+    return (
+        f"## One {found['gpu']} (`bench.gpu`)\n\nCIFAR-10: {100 * statistics.mean(accuracies):.2f} % (mean of {len(accuracies)}) in "
+        f"{_spread(seconds, '{:.1f}')} s. MNIST: {rates}."
+    )
 
 
 def bars(name: str, label: str, values: dict[str, float]) -> str:

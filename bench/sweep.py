@@ -13,12 +13,14 @@ Needs CONVSWEEP_DATA with MNIST/raw.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,8 @@ def run_convsweep(trials: int, data: Path, folder: Path) -> str:
     file = folder / "sweep.yaml"
     file.write_text(yaml.safe_dump(sweep_file(trials, data)))
     command = ["-m", "cluster.cli", "sweep", file, "--experiments", folder / "experiments", "--cache", folder / "cache"]
-    subprocess.run([sys.executable, *map(str, command)], check=True, stderr=subprocess.DEVNULL)
+    with Memory() as memory:
+        subprocess.run([sys.executable, *map(str, command)], check=True, stderr=subprocess.DEVNULL)
     sweep = Studies(Experiments(folder / "experiments")).read("list")
     assert sweep.counts["COMPLETE"] == trials, sweep.counts
     timing = sweep.timing
@@ -106,8 +109,35 @@ def run_convsweep(trials: int, data: Path, folder: Path) -> str:
     share = timing.train_seconds / (timing.groups * after)
     best = sweep.best_or_error().value
     return (
-        f"best {best:.4f}; start-up {timing.startup_seconds:.1f} s, training {share:.3f} of the groups' time after it"
+        f"best {best:.4f}; start-up {timing.startup_seconds:.1f} s, training {share:.3f} of the groups' time after it, "
+        f"a rank at most {memory.peak:.0f} MB"
     )
+
+
+class Memory:
+    """The most memory that a rank of a worker group has had, in MB, while this context is there (Linux only)."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(2):
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):  # it has ended
+                    if b"RayTrainWorker" in (process / "cmdline").read_bytes():
+                        lines = (process / "status").read_text().splitlines()
+                        highest = next(line for line in lines if line.startswith("VmHWM"))
+                        self.peak = max(self.peak, int(highest.split()[1]) / 1024)
 
 
 def sweep_file(trials: int, data: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from cluster.progress import say_skipped
 from cluster.record import SweepRecord, TrialRecord
 from cluster.studies import Studies
 from trainer.data import DataConfig
-from trainer.hyperparameters import TrialConfig, flatten, unflatten
+from trainer.hyperparameters import TrialConfig, flatten, refuse_without_effect, unflatten
 from trainer.presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -223,6 +223,7 @@ def train(
         key: value for key, value in (("training.epochs", epochs), ("training.seed", seed)) if value is not None
     }
     config: TrialConfig = unflatten(given, preset(preset_name or "default"))
+    refuse_without_effect(given, config)
     settings: dict[str, Any] = {"data_root": data_root}
     default_root(settings)
     choices = {

@@ -74,6 +74,14 @@ def folders(tmp_path, **classes):
         (["train", "--data", "digits", "--preset", "nothing"], "There is no preset 'nothing'"),
         (["train", "--data", "digits", "--set", "model.kernel_size=4"], "1 to 15, in steps of 2, but got 4"),
         (["train", "--data", "digits", "--epochs", "0"], "training.epochs must be 1 to"),
+        (
+            ["train", "--data", "digits", "--set", "optimizer.momentum=0.5"],
+            "only with optimizer.name = sgd or muon, but here that is adamw",
+        ),
+        (
+            ["train", "--data", "digits", "--set", "augmentation.alternating_flip=true"],
+            "only with augmentation.flip = true, but here that is False",
+        ),
         (["train", "--data", "digits", "--workers", "0"], "workers must be at least 1, but got 0"),
         (
             ["train", "--data", "digits", "--cpus-per-worker", "nan"],

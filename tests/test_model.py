@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer import gray_conv
 from trainer.hyperparameters import ModelConfig
 from trainer.model import Classifier, Whitening, build_model, parameter_count
 from trainer.presets import preset
@@ -201,28 +200,6 @@ def test_a_pooled_head_is_over_all_pixels(head: str) -> None:
     maps = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     expected = maps.mean((2, 3)) if head == "average" else maps.amax((2, 3))
     torch.testing.assert_close(build(head=head, dense_units=0).features[-1](maps), expected)
-
-
-@pytest.mark.parametrize("bias", BOOLEANS)
-@pytest.mark.parametrize(("kernel_size", "padding"), [(1, 0), (3, 1), (3, 0), (7, 3)])
-def test_gray_images_have_the_gradient_that_torch_computes(
-    kernel_size: int, padding: int, bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gray_conv, "_PATCH_VALUES", 3 * kernel_size**2 * 90)  # several parts, the last one smaller
-    torch.manual_seed(0)
-    ours = gray_conv.GrayConv2d(1, 5, kernel_size, padding=padding, bias=bias)
-    theirs = nn.Conv2d(1, 5, kernel_size, padding=padding, bias=bias)
-    theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(8, 1, 9, 10)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        for layer in (ours, theirs):
-            layer.zero_grad()
-            layer(images.contiguous(memory_format=memory_format)).square().sum().backward()
-        torch.testing.assert_close([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()])
-    attended = images.clone().requires_grad_()
-    torch.testing.assert_close(
-        torch.autograd.grad(ours(attended).sum(), attended), torch.autograd.grad(theirs(attended).sum(), attended)
-    )
 
 
 def test_pooling_after_the_first_convolution_leaves_a_quarter_of_the_pixels_to_the_second() -> None:

@@ -331,6 +331,19 @@ def _per_block(p: Parameter, base: tuple[Value, ...], flat: Mapping[str, Any], b
     return tuple(p.check(flat.get(f"{p.name}.{i}", v)) for i, v in enumerate(values, 1))
 
 
+def refuse_without_effect(given: Iterable[str], config: TrialConfig) -> None:
+    """Raise ValueError when a hyperparameter that somebody names has no effect in the configuration."""
+    flat = flatten(config)
+    for name in given:
+        condition = parameter(name).condition
+        if condition is not None and not parameter(name).is_active(flat):
+            needed = " or ".join(
+                str(value).lower() if isinstance(value, bool) else str(value) for value in condition.values
+            )
+            found = flat.get(condition.name, "without effect")
+            raise ValueError(f"{name} has an effect only with {condition.name} = {needed}, but here that is {found}.")
+
+
 def describe(config: TrialConfig) -> Iterator[tuple[str, Value, str]]:
     """(name, value, meaning) of each active hyperparameter, for tables that people read."""
     for name, value in flatten(config).items():

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 _KINDS = {
     "Conv2d": "convolution",
-    "GrayConv2d": "convolution",
     "MaxPool2d": "pooling",
     "AvgPool2d": "pooling",
     "BatchNorm2d": "batch normalisation",
@@ -122,7 +121,7 @@ class _Watch:
 
 def _settings(module: Any) -> str:
     match type(module).__name__:
-        case "Conv2d" | "GrayConv2d":
+        case "Conv2d":
             height, width = module.kernel_size
             fixed = "" if module.weight.requires_grad else ", fixed"
             return f"{height}x{width} kernels, padding {module.padding[0]}{fixed}"

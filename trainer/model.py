@@ -8,7 +8,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from trainer.gray_conv import GrayConv2d
 from trainer.hyperparameters import ModelConfig
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -115,8 +114,7 @@ class Block(nn.Module):
         for i in range(config.convolutions):
             last = i == config.convolutions - 1
             inputs = channels if i == 0 else filters
-            kind = GrayConv2d if inputs == 1 else nn.Conv2d
-            layers.append(kind(inputs, filters, kernel_size, padding=padding, bias=not config.batch_norm))
+            layers.append(nn.Conv2d(inputs, filters, kernel_size, padding=padding, bias=not config.batch_norm))
             if i == pooled and pool:
                 layers.append(pooling)
             if config.batch_norm:

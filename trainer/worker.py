@@ -17,6 +17,7 @@ import ray.train
 import torch
 
 from trainer import memory
+from trainer.background import BackgroundSaver
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
@@ -136,7 +137,6 @@ class _Trial:
         data, training, validation = loaded.get(self._assignment.data)
         model = create_model(config, data, loaded.device)
         self._parameters = parameter_count(model)
-        store = CheckpointStore(self._assignment.checkpoints) if self._rank == 0 else None
         best = -1.0
         epochs = train(
             model,
@@ -147,11 +147,14 @@ class _Trial:
             world_size=self._world_size,
             should_stop=lambda: number in stopped,
         )
-        for metrics in epochs:
-            if store and metrics.val_accuracy > best:
-                best = metrics.val_accuracy
-                store.save(number, Checkpoint(model.state_dict(), config, metrics.epoch, best))
-            self._report(metrics)
+        with BackgroundSaver(CheckpointStore(self._assignment.checkpoints), number) as saver:
+            for metrics in epochs:
+                if self._rank == 0 and metrics.val_accuracy > best:
+                    best = metrics.val_accuracy
+                    saver.save(Checkpoint(model.state_dict(), config, metrics.epoch, best))
+                if metrics.epoch == config.training.epochs:
+                    saver.wait()  # who hears that a trial is complete finds its weights
+                self._report(metrics)
 
     def _report(self, metrics: EpochMetrics | None, error: str | None = None) -> None:
         """Sent and not waited for: messages of one sender arrive in their order."""
