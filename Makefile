@@ -28,7 +28,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DATA
-	$(BIN)/python bench/promises.py
+	$(BIN)/python -m bench.promises
 	$(BIN)/python -m bench.sweep --trials 16
 	$(BIN)/python -m bench.sweep --trials 64
 	$(BIN)/python -m bench.train

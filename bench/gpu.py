@@ -9,17 +9,14 @@ trials. Needs CUDA and CONVSWEEP_DATA; without CUDA it says so and ends.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from bench.commands import convsweep
 from bench.results import save
 
 WIDE = ("model.filters=[64, 256, 256]", "training.batch_size=1024", "training.epochs=10")
@@ -39,7 +36,7 @@ def main() -> None:
     runs = []
     for seed in range(given.seeds):
         words = ["train", "--preset", "cifar10-fast", "--data", "cifar10", "--seed", str(seed), *settings, *root]
-        found = convsweep(words)
+        found = convsweep(*words)
         runs.append({key: found[key] for key in ("test_accuracy", "train_seconds", "images_per_second")})
         print(f"seed {seed}: test {found['test_accuracy']:.4f} in {found['train_seconds']:.1f} s", flush=True)
     print(f"mean {statistics.mean(run['test_accuracy'] for run in runs):.4f}")
@@ -48,18 +45,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             words = ["sweep", "--data", "mnist", "--trials", str(given.trials), "--epochs", "2", "--pruner", "none"]
             share = ["--groups", str(groups), "--gpus-per-worker", str(1 / groups), "--cpus-per-worker", "1"]
-            found = convsweep([*words, *share, "--experiments", folder, *root])
+            found = convsweep(*words, *share, "--experiments", folder, *root)
         rates[groups] = 3600 * given.trials / (found["wall_seconds"] - found["startup_seconds"])
         print(f"{groups} group(s): {rates[groups]:,.0f} trials per hour", flush=True)
     print(f"eight groups are {rates[8] / rates[1]:.2f} times as fast as one")
     save("gpu", {"gpu": torch.cuda.get_device_name(), "cifar10": runs, "trials_per_hour": rates})
-
-
-def convsweep(words: list[str]) -> Any:
-    """What the command prints with --json."""
-    command = [sys.executable, "-m", "cluster.cli", *words, "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

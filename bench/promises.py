@@ -1,7 +1,7 @@
 """Measure what convsweep promises of accuracy, time between trials and equal losses, on real data.
 
     make bench                                     needs MNIST and CIFAR-10 under CONVSWEEP_DATA
-    python bench/promises.py overhead ranks seeds  needs nothing
+    python -m bench.promises overhead ranks seeds  needs nothing
 
 Prints one line per promise: what was asked, what came out, and whether it holds. Exit status 1 if one does not.
 """
@@ -9,26 +9,18 @@ Prints one line per promise: what was asked, what came out, and whether it holds
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import optuna
 
+from bench.commands import convsweep
+
 PLAIN = ["--set", "training.precision=float32", "--set", "model.batch_norm=false"]
-
-
-def convsweep(folder: str, *words: object) -> Any:
-    """Run a command with --json in `folder`; what it prints."""
-    command = [sys.executable, "-m", "cluster.cli", *map(str, words), "--json"]
-    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, stderr=sys.stderr)
-    return json.loads(done.stdout)
 
 
 def say(holds: bool, promise: str, found: str) -> bool:
@@ -39,7 +31,7 @@ def say(holds: bool, promise: str, found: str) -> bool:
 
 def preset(folder: str, name: str, data: str, least: float) -> bool:
     """A preset's test accuracy."""
-    r = convsweep(folder, "train", "--preset", name, "--data", data)
+    r = convsweep("train", "--preset", name, "--data", data, folder=folder)
     found = f"test {r['test_accuracy']:.4f}, validation {r['val_accuracy']:.4f}, {r['epochs']} epochs in {r['train_seconds']:.0f} s, "
     return say(
         r["test_accuracy"] >= least, f"{name} on {data} >= {least}", found + f"{r['images_per_second']:,.0f} images/s"
@@ -49,7 +41,7 @@ def preset(folder: str, name: str, data: str, least: float) -> bool:
 def sweep(folder: str) -> bool:
     """A sweep ends, and the commands agree with plain Optuna."""
     started = time.time()
-    ranked = convsweep(folder, "sweep", "--data", "mnist", "--trials", 24, "--epochs", 3, "--name", "m24")
+    ranked = convsweep("sweep", "--data", "mnist", "--trials", 24, "--epochs", 3, "--name", "m24", folder=folder)
     seconds = time.time() - started
     theirs = optuna.load_study(study_name="m24", storage=f"sqlite:///{folder}/experiments/studies.db").trials
     agree = len(theirs) == 24 and all(
@@ -59,11 +51,11 @@ def sweep(folder: str) -> bool:
         for o in [theirs[t["number"]]]
     )
     shown = all(
-        [e["val_accuracy"] for e in convsweep(folder, "show", "m24", o.number)["epochs"]]
+        [e["val_accuracy"] for e in convsweep("show", "m24", o.number, folder=folder)["epochs"]]
         == [*o.intermediate_values.values()]
         for o in theirs[:5]
     )
-    listed = next(s for s in convsweep(folder, "list") if s["name"] == "m24")
+    listed = next(s for s in convsweep("list", folder=folder) if s["name"] == "m24")
     states = Counter(o.state.name for o in theirs)
     early = states["PRUNED"] >= 1 and min(len(o.intermediate_values) for o in theirs if o.state.name == "PRUNED") < 3
     ended = listed["trials"] == {s: states[s] for s in ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")}
@@ -77,7 +69,7 @@ def sweep(folder: str) -> bool:
 def overhead(folder: str) -> bool:
     """The time between two trials on a warm group."""
     words = ["sweep", "--data", "digits", "--trials", 40, "--epochs", 1]
-    ranked = convsweep(folder, *words)
+    ranked = convsweep(*words, folder=folder)
     found = (
         f"{ranked['overhead_seconds']:.3f} s with {ranked['groups']} groups, start-up {ranked['startup_seconds']:.1f} s"
     )
@@ -86,7 +78,7 @@ def overhead(folder: str) -> bool:
 
 def losses(folder: str, *words: object) -> list[float]:
     """Training and validation losses of three digits epochs."""
-    history = convsweep(folder, "train", "--data", "digits", "--epochs", 3, *words)["history"]
+    history = convsweep("train", "--data", "digits", "--epochs", 3, *words, folder=folder)["history"]
     return [e[name] for e in history for name in ("train_loss", "val_loss")]
 
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.commands import convsweep, run
 from bench.results import save
 
 WAYS = ("convsweep", "optuna", "keras")
@@ -39,12 +39,11 @@ def main() -> None:
         for way in given.ways:
             began = time.time()
             if way == "convsweep":
-                found = convsweep(root, minutes)
+                found = sweep(root, minutes)
             else:
                 python = given.keras if way == "keras" else sys.executable
                 command = [python, "bench/peer_search.py", root, way, str(minutes)]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-                found = json.loads(done.stdout.splitlines()[-1])
+                found = run(command)
             runs.append(found | {"way": way, "asked": minutes, "minutes": (time.time() - began) / 60})
             print(
                 f"{way:10} asked for {minutes:g} min, took {runs[-1]['minutes']:.1f}: {found['trials']} trials, "
@@ -54,22 +53,16 @@ def main() -> None:
     save("search", {"runs": runs})
 
 
-def convsweep(root: str, minutes: float) -> dict[str, Any]:
+def sweep(root: str, minutes: float) -> dict[str, Any]:
     """A sweep of about that long, and its winner's test accuracy."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "cluster.cli"]
         where = ["--experiments", f"{folder}/experiments", "--data-root", root]
         budget = ["--time-budget", f"{round(30 * minutes)}s", "--epochs", str(EPOCHS)]
-        ranked = _json([*command, "sweep", "--data", "cifar10", "--name", "search", *budget, *where, "--json"])
-        _json([*command, "export", "search", "--to", f"{folder}/bundle", *where, "--json"])
+        ranked = convsweep("sweep", "--data", "cifar10", "--name", "search", *budget, *where)
+        convsweep("export", "search", "--to", f"{folder}/bundle", *where)
         metrics = json.loads((Path(folder) / "bundle/metrics.json").read_text())
         best = ranked["trials"][0]
         return {"trials": len(ranked["trials"]), "test": metrics["test"]["accuracy"], "config": best["config"]}
-
-
-def _json(command: list[str]) -> Any:
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ this one). Needs CONVSWEEP_DATA.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
+from bench.commands import convsweep, run
 from bench.results import save
 
 PAIRS = {
@@ -51,8 +49,8 @@ def main() -> None:
             for pair in given.pairs:
                 data, against = PAIRS[pair]
                 if against == recipe:
-                    words = ["train", "--preset", pair, "--data", data, "--seed", str(seed), "--json"]
-                    ours[pair].append(run([sys.executable, "-m", "cluster.cli", *words, "--data-root", root]))
+                    words = ["train", "--preset", pair, "--data", data, "--seed", seed]
+                    ours[pair].append(convsweep(*words, "--data-root", root))
                     tell("convsweep", pair, seed, ours[pair][-1])
     for pair, found in ours.items():
         theirs = keras[PAIRS[pair][1]]
@@ -64,14 +62,6 @@ def main() -> None:
     keys = ("test_accuracy", "train_seconds", "images_per_second")
     short = {pair: [{key: one[key] for key in keys} for one in found] for pair, found in ours.items()}
     save("train", {"keras": keras, "convsweep": short, "pairs": {pair: PAIRS[pair][1] for pair in given.pairs}})
-
-
-def run(command: list[str]) -> dict[str, Any]:
-    """What the command printed as JSON."""
-    with tempfile.TemporaryFile() as chatter:
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=chatter, text=True)
-    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
-    return found
 
 
 def tell(who: str, what: str, seed: int, found: dict[str, float]) -> None:
