@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ accuracies are on the test split.
 
 def main() -> None:
     """Write the page and the plots of what is there."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     found = results.load()
     sections = [INTRODUCTION]
     for name, content in found.items():
