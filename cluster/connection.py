@@ -32,14 +32,14 @@ def connect(address: str | None) -> Iterator[list[Mapping[str, float]]]:
 
     Raises ValueError when there is no cluster at the address. A cluster that was started here ends with the context.
     """
+    if address:
+        _check_somebody_listens(address)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if address and _has_token():
         os.environ.setdefault(
             "RAY_AUTH_MODE", "token"
         )  # Ray asks for a token by default, but shows one only when told to
-    if address:
-        _check_somebody_listens(address)
     import ray
 
     for name in ("ray", "ray.tune", "ray.train"):

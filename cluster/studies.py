@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from cluster.reading import StudyReader
 from cluster.record import SWEEP_ATTRIBUTE, SweepRecord, SweepSummary
 from cluster.study import SweepStudy
 from trainer.hyperparameters import nearest
+
+_CREATIONS = 20
+"""How often the tables of a database are tried to be created while another process does."""
 
 
 class Studies:
@@ -107,7 +111,7 @@ def _open(url: str) -> optuna.storages.RDBStorage:
     sqlite = url.startswith("sqlite")
     arguments: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     try:
-        storage = optuna.storages.RDBStorage(_with_driver(url), engine_kwargs=arguments)
+        storage = _create_or_open(_with_driver(url), arguments)
         if sqlite:
             sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
             storage.engine.dispose()  # connections from now on have them
@@ -115,6 +119,22 @@ def _open(url: str) -> optuna.storages.RDBStorage:
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise ValueError(f"The study database {_shown(url)!r} cannot be opened: {reason}.") from error
+
+
+def _create_or_open(url: str, arguments: dict[str, Any]) -> optuna.storages.RDBStorage:
+    """Optuna's storage. When several processes open a new database at once, Optuna's creation of the tables fails in one."""
+    for _ in range(_CREATIONS - 1):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+        except (
+            sqlalchemy.exc.IntegrityError,
+            sqlalchemy.exc.OperationalError,
+            sqlalchemy.exc.ProgrammingError,
+        ) as error:
+            if "UNIQUE" not in str(error).upper() and "EXISTS" not in str(error).upper():
+                raise
+            time.sleep(0.1)
+    return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
 
 
 def _with_driver(url: str) -> str:

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import sqlite3
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -250,6 +252,24 @@ def test_a_damaged_record_is_said_to_be_one_and_hides_no_other(where, damage):
     assert [(s.name, s.state) for s in Studies(where).summaries()] == [("s", "UNREADABLE"), ("whole", "NEW")]
     with pytest.raises(ValueError, match=r"The record of a sweep cannot be read .* damaged, or was written by another"):
         Studies(where).read("s")
+
+
+def test_several_processes_may_open_a_new_database_at_once(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from cluster.experiments import Experiments; from cluster.studies import Studies;"
+        "print(flush=True); sys.stdin.readline(); print(Studies(Experiments(Path(sys.argv[1])), create=True).names())"
+    )
+    for turn in range(3):
+        command = [sys.executable, "-c", code, str(tmp_path / str(turn))]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        openers = [subprocess.Popen(command, **pipes) for _ in range(4)]
+        for opener in openers:
+            opener.stdout.readline()  # it has imported everything
+        for opener in openers:
+            opener.stdin.write("\n")
+            opener.stdin.flush()
+        answers = [opener.communicate(timeout=60) for opener in openers]
+        assert [out for out, _ in answers] == ["[]\n"] * 4, answers
 
 
 def test_the_database_lets_readers_in_while_it_is_written(where):

@@ -187,9 +187,9 @@ def test_a_trial_that_fails_says_why_and_the_group_goes_on(command, tmp_path):
         "--set",
         "optimizer.learning_rate=[0.05, 10]",
         "--set",
-        "model.batch_norm=false",
+        "optimizer.weight_decay=10",  # with a rate of 10 every step multiplies the weights by -99
     ]
-    words += ["--set", "model.blocks=3", "--set", "optimizer.momentum=0.99", "--set", "model.activation=relu"]
+    words += ["--set", "schedule.name=constant", "--set", "model.batch_norm=false", "--set", "model.blocks=2"]
     finish(
         command("sweep", "--data", "digits", "--trials", 8, "--epochs", 3, "--name", "s", "--pruner", "none", *words)
     )
