@@ -35,15 +35,15 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "mnist-fast": _NEAR
         | {
-            "model.filters.1": [16, 24, 32],
-            "model.filters.2": [32, 48, 64],
-            "model.filters.3": [64, 96, 128],
+            "model.filters.1": [16, 24],
+            "model.filters.2": [32, 48],
+            "model.filters.3": [64, 96],
         },
         "cifar10-fast": _NEAR
         | {
-            "model.filters.1": [24, 32, 40, 48],
-            "model.filters.2": [48, 64, 80, 96],
-            "model.filters.3": [96, 128, 160, 192],
+            "model.filters.1": [24, 32],
+            "model.filters.2": [48, 64],
+            "model.filters.3": [96, 128],
             "model.test_time_flip": True,
             "augmentation.flip": True,
         },
