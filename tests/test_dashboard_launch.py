@@ -161,7 +161,13 @@ class Running:
         command = [sys.executable, "-m", "dashboard", "--port", str(self.port), "--no-browser"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self._home, env=environment(self._home) | self._environment
+                command,
+                stdout=log,
+                stderr=log,
+                cwd=self._home,
+                env=environment(self._home) | self._environment,
+                # Whoever runs the tests in the background has Ctrl-C ignored, and processes inherit that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         try:
             self._wait()
