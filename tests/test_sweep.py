@@ -156,10 +156,11 @@ SHARED_CLUSTER = """
 import json, ray
 from ray.util.state import list_actors, list_placement_groups
 ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
-print(ray.get_runtime_context().gcs_address, flush=True)
+here = ray.get_runtime_context().gcs_address  # said below too: there may be other clusters on this machine
+print(here, flush=True)
 input()
-actors = [a.class_name for a in list_actors(detail=True, limit=1000) if a.state != "DEAD"]
-groups = [g.name for g in list_placement_groups(limit=1000) if g.state != "REMOVED"]
+actors = [a.class_name for a in list_actors(here, detail=True, limit=1000) if a.state != "DEAD"]
+groups = [g.name for g in list_placement_groups(here, limit=1000) if g.state != "REMOVED"]
 print(json.dumps({"actors": actors, "placement_groups": groups}), flush=True)
 """
 
