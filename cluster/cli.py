@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster import tables
-from cluster.config import KEYS, make_config, read_sweep_file
+from cluster.config import KEYS, make_config, parse_duration, read_sweep_file
 from cluster.experiments import Experiments
 from cluster.options import (
     DATA_HELP,
@@ -31,6 +31,7 @@ from cluster.options import (
     SkipBroken,
     StoragePath,
     StudyStorage,
+    Takeover,
     Workers,
     assignments,
     default_root,
@@ -78,6 +79,15 @@ def sweep(
     keep_checkpoints: Annotated[
         int | None, typer.Option(help="Keep the weights of that many best trials. [default: 5]")
     ] = None,
+    max_retries: Annotated[
+        int | None, typer.Option(help="How often a trial is begun again whose processes died. [default: 2]")
+    ] = None,
+    epoch_timeout: Annotated[
+        str | None, typer.Option(help="A trial fails when an epoch takes longer: 90s, 10m. [default: no limit]")
+    ] = None,
+    warm_start_from: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Learn from another sweep's trials, and try its best one early.")
+    ] = None,
     validation_fraction: Annotated[
         float | None, typer.Option(help="Share held out to score trials. [default: 0.1]")
     ] = None,
@@ -123,36 +133,47 @@ def sweep(
 @app.command()
 def resume(
     name: str,
+    takeover: Takeover = False,
     address: Address = None,
     experiments: Folder = DEFAULT_FOLDER,
     study_storage: StudyStorage = None,
     storage_path: StoragePath = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a sweep that was interrupted; what is finished is not run again."""
+    """Go on with a sweep that was interrupted or killed.
+
+    What is finished is not run again; trials that were running go on after their last epoch.
+    """
     from cluster import sweep
 
     where = Experiments(experiments, study_storage, storage_path)
     with tables.decoding() as on_progress:
-        _report(sweep.resume(name, where, address, on_progress), where, as_json)
+        _report(sweep.resume(name, where, address, on_progress, takeover), where, as_json)
 
 
 @app.command()
 def extend(
     name: str,
-    trials: Annotated[int, typer.Option(help="How many more trials.")],
+    trials: Annotated[int | None, typer.Option(help="How many more trials.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="How much more time: 90s, 30m, 2h.")] = None,
+    set_: Set = None,
+    takeover: Takeover = False,
     address: Address = None,
     experiments: Folder = DEFAULT_FOLDER,
     study_storage: StudyStorage = None,
     storage_path: StoragePath = None,
     as_json: Json = False,
 ) -> None:
-    """Give a sweep more trials."""
+    """Give a sweep more trials or time, also in another space: --set changes what is proposed from now on.
+
+    Example:  convsweep extend mnist-1 --trials 20 --set "model.kernel_size=[3, 5]"
+    """
     from cluster import sweep
 
     where = Experiments(experiments, study_storage, storage_path)
+    more = sweep.More(trials, parse_duration(time_budget) if time_budget is not None else None, assignments(set_))
     with tables.decoding() as on_progress:
-        _report(sweep.extend(name, trials, where, address, on_progress), where, as_json)
+        _report(sweep.extend(name, more, where, address, on_progress, takeover), where, as_json)
 
 
 @app.command("list")

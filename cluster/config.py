@@ -34,8 +34,9 @@ class SweepConfig:
 
     `epochs` are those of a trial that is not pruned; `time_budget` (seconds) is the time after which no new trial starts;
     `preset` is the configuration that the first trial has (None: the data set's own), `first` are those of the trials after it,
-    each of which says what is other than in the preset. `trials` is None only with a
-    `time_budget`: as many as fit into it.
+    each of which says what is other than in the preset. `trials` is None only with a `time_budget`: as many as fit into it.
+    A trial whose processes die is begun again up to `max_retries` times, one without an epoch within `epoch_timeout` seconds fails.
+    `warm_start_from` names a sweep whose trials the sampler learns from.
     """
 
     name: str
@@ -51,6 +52,9 @@ class SweepConfig:
     first: Sequence[Mapping[str, Any]] = ()
     shape: GroupShape = field(default_factory=GroupShape)
     keep_checkpoints: int = 5
+    max_retries: int = 2
+    epoch_timeout: float | None = None
+    warm_start_from: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -61,8 +65,14 @@ class SweepConfig:
                 raise ValueError(f"{name} must be at least 1, but got {value}.")
         if self.trials is None and self.time_budget is None:
             raise ValueError("A sweep ends after a number of trials or after a time: give trials, time_budget or both.")
-        if self.time_budget is not None and self.time_budget <= 0:
-            raise ValueError(f"time_budget must be longer than 0 s, but got {self.time_budget:g} s.")
+        for name in ("time_budget", "epoch_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and seconds <= 0:
+                raise ValueError(f"{name} must be longer than 0 s, but got {seconds:g} s.")
+        if self.max_retries < 0:
+            raise ValueError(f"max_retries must be at least 0, but got {self.max_retries}.")
+        if self.warm_start_from is not None and self.sampler == "grid":
+            raise ValueError("A grid tries every combination and learns nothing: leave out warm_start_from.")
         for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
             value = getattr(self, name)
             if value not in known:
@@ -225,8 +235,9 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
     given = {key: value for key, value in settings.items() if value is not None}
     for key, value in given.items():
         _check_type(key, value)
-    if isinstance(given.get("time_budget"), str | int | float):
-        given["time_budget"] = parse_duration(given["time_budget"])
+    for name in ("time_budget", "epoch_timeout"):
+        if name in given:
+            given[name] = parse_duration(given[name])
     if "time_budget" in given and "trials" not in given:
         given["trials"] = None
     data = DataConfig(**{_DATA_KEYS[key]: given[key] for key in _DATA_KEYS if key in given})
@@ -240,10 +251,11 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("trials", "epochs", "seed", "keep_checkpoints", "workers", "groups", "image_size"), (int,)),
+    **dict.fromkeys(("trials", "epochs", "seed", "keep_checkpoints", "max_retries"), (int,)),
+    **dict.fromkeys(("workers", "groups", "image_size"), (int,)),
     **dict.fromkeys(("cpus_per_worker", "gpus_per_worker", "validation_fraction"), (int, float)),
-    **dict.fromkeys(("name", "data", "data_root", "cache", "sampler", "pruner", "preset"), (str,)),
-    "time_budget": (int, float, str),
+    **dict.fromkeys(("name", "data", "data_root", "cache", "sampler", "pruner", "preset", "warm_start_from"), (str,)),
+    **dict.fromkeys(("time_budget", "epoch_timeout"), (int, float, str)),
     "skip_broken": (bool,),
     "space": (dict,),
     "first": (list,),

@@ -62,6 +62,9 @@ StudyStorage = Annotated[
 StoragePath = Annotated[
     str | None, typer.Option(envvar="CONVSWEEP_STORAGE_PATH", help="Where checkpoints go: a shared folder or s3://...")
 ]
+Takeover = Annotated[
+    bool, typer.Option("--takeover", help="Override the process that ran it on another machine and is dead.")
+]
 DEFAULT_FOLDER = Path("experiments")
 
 

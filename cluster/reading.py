@@ -20,6 +20,8 @@ from optuna.storages._rdb import models  # the tables; tests/test_reading.py com
 from optuna.trial import TrialState
 
 from cluster.config import SweepConfig
+from cluster.lease import KEY as LEASE
+from cluster.lease import Holder
 from cluster.notes import noted_trials, read_note
 from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, SweepSummary, TrialRecord, rank, wall_seconds
 
@@ -38,7 +40,7 @@ class StudyReader:
     """Reads one sweep again and again. May be shared by threads."""
 
     def __init__(self, engine: sql.Engine, name: str, study_id: int) -> None:
-        self._engine, self._name, self._id = engine, name, study_id
+        self.engine, self._name, self._id = engine, name, study_id
         self._trials: dict[int, TrialRecord] = {}
         self._open: set[int] = set()
         self._last: SweepRecord | None = None
@@ -46,14 +48,14 @@ class StudyReader:
 
     def read(self) -> SweepRecord:
         """The sweep as it is now; the very object of the last time if nothing has changed."""
-        with self._lock, self._engine.connect() as connection:
+        with self._lock, self.engine.connect() as connection:
             attributes = _attributes(connection, _StudyAttribute, self._id)
             system = _attributes(connection, _StudySystemAttribute, self._id)
             changed = self._update(connection)
             shape = attributes.get("image_shape")
             record = SweepRecord(
                 name=self._name,
-                state=attributes.get("state", "NEW"),
+                state=_state(attributes),
                 config=SweepConfig.from_text(attributes[SWEEP_ATTRIBUTE]),
                 classes=tuple(attributes.get("classes", ())),
                 image_shape=tuple(shape) if shape else None,
@@ -130,6 +132,12 @@ def _record(
     )
 
 
+def _state(attributes: Mapping[str, Any]) -> str:
+    """The sweep's state; that of one whose process is gone without a word is INTERRUPTED."""
+    state, holder = str(attributes.get("state", "NEW")), Holder.from_attribute(attributes.get(LEASE))
+    return "INTERRUPTED" if state == "RUNNING" and holder and (holder.is_gone() or holder.is_silent()) else state
+
+
 def _attributes(connection: sql.Connection, model: Any, study_id: int) -> dict[str, Any]:
     rows = connection.execute(sql.select(model.key, model.value_json).where(model.study_id == study_id))
     return {key: _parse(text) for key, text in rows}
@@ -182,7 +190,7 @@ def _summary(
         config = None
     return SweepSummary(
         name=name,
-        state=attributes.get("state", "NEW") if config else "UNREADABLE",
+        state=_state(attributes) if config else "UNREADABLE",
         data=config.data.data if config else "?",
         trials=config.trials if config else None,
         counts=counts,

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.config import SweepConfig
 from trainer.domains import Value
-from trainer.metrics import EpochMetrics
+from trainer.metrics import EpochMetrics, epochs_of
 
 METRIC = "val_accuracy"
 SWEEP_ATTRIBUTE = "convsweep"
@@ -56,10 +56,7 @@ class TrialRecord:
     @property
     def epochs(self) -> tuple[EpochMetrics, ...]:
         """Its epochs in their order."""
-        names = list(self.history)
-        return tuple(
-            EpochMetrics(**dict(zip(names, row, strict=True))) for row in zip(*self.history.values(), strict=True)
-        )
+        return tuple(epochs_of(self.history))
 
     def to_json(self) -> dict[str, Any]:
         """What `rank --json` says of a trial."""

@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 
 from cluster.config import SweepConfig
 from cluster.study import RunningTrial, SweepStudy
-from trainer.mailbox import Assignment, Report
+from trainer.mailbox import NO_GROUP, STORAGE, Assignment, Report
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -52,16 +52,22 @@ class Trials:
     ) -> None:
         self._study, self._config, self._ahead = study, config, groups
         self._mailbox, self._checkpoints = mailbox, checkpoints
-        self.should_stop, self._watchers = should_stop, watchers
+        self._told_to_stop, self._watchers = should_stop, watchers
         self._begun = time.time()
+        self._seconds_before = study.seconds_run() if config.time_budget is not None else 0.0
+        self.broken: str | None = None
         self._posted: deque[RunningTrial] = deque()
         self._running: dict[str, RunningTrial] = {}
-        self._finished, self._waiting = study.finished_count(), 0
+        self._finished, self._waiting, self._asked = study.finished_count(), 0, 0
         self._first_report = True
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """Tune pickles its searcher and its stopper for a restore of its own, which is not used."""
         return str, ("the study is the record",)
+
+    def should_stop(self) -> bool:
+        """Whether the sweep is to end now: somebody says so, or it is `broken`, for a reason that no trial is to blame for."""
+        return self.broken is not None or self._told_to_stop()
 
     def prepare(self) -> None:
         """Ask for the first trials and hand them in: the groups begin with them as soon as they are up."""
@@ -87,14 +93,27 @@ class Trials:
         if self._enough() or self.should_stop():
             return False
         trial = self._study.ask()
+        self._asked += 1
         self._posted.append(trial)
-        self._mailbox.post.remote(Assignment(trial.number, trial.config, self._config.data, self._checkpoints))
+        assignment = Assignment(
+            trial.number,
+            trial.config,
+            self._config.data,
+            self._checkpoints,
+            trial.was_begun,
+            self._config.max_retries,
+            self._config.epoch_timeout,
+        )
+        self._mailbox.post.remote(assignment)
         return True
 
     def _enough(self) -> bool:
         asked = self._finished + len(self._running) + len(self._posted)
         full = self._config.trials is not None and asked >= self._config.trials
-        return full or (self._config.time_budget is not None and time.time() - self._begun > self._config.time_budget)
+        if full or self._config.time_budget is None:
+            return full
+        spent = self._seconds_before + time.time() - self._begun
+        return spent > self._config.time_budget and self._asked >= self._study.unfinished
 
     def left(self) -> bool:
         """Whether the sweep was stopped before its end: trials are unfinished, or more were to come."""
@@ -107,19 +126,26 @@ class Trials:
     def report(self, tune_id: str, report: Report) -> bool:
         """Record what a worker group says; whether the trial goes on."""
         trial = self._running[tune_id]
-        if not trial.epochs:
-            trial.begin(report.parameters, report.group, report.begun_at)
+        if report.kind in (STORAGE, NO_GROUP):
+            self.broken = f"{report.error} Trial {trial.number} waits, and nothing that was finished is lost."
+            self._end(tune_id, "WAITING", trial.wait)
+            return False
+        is_new = False
+        if report.metrics is not None or not trial.epochs:
+            trial.begin(report.parameters, report.group, report.begun_at - report.earlier)
+        if report.metrics is not None:
+            is_new = trial.report(report.metrics, report.seconds)
         if self._first_report:
             self._study.note_startup(report.begun_at - self._begun)
             self._first_report = False
-        if report.metrics is not None:
-            trial.report(report.metrics, report.reported_at - report.begun_at)
+        if is_new:
             self._tell(lambda watcher: watcher.reported(trial))
         if report.error is not None:
-            self._end(tune_id, "FAIL", lambda: trial.fail(str(report.error), report.log))
+            error = report.error
+            self._end(tune_id, "FAIL", lambda: trial.fail(error, report.log, report.kind))
         elif report.done:
             self._end(tune_id, "COMPLETE", trial.complete)
-        elif trial.should_prune():
+        elif is_new and trial.should_prune():
             self._mailbox.stop.remote(trial.number)
             self._end(tune_id, "PRUNED", trial.prune)
         return tune_id in self._running
@@ -188,9 +214,11 @@ class StudyScheduler(FIFOScheduler):
             self._trials.report(trial.trial_id, result["report"])
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """The trial's actor is lost, or no worker group is left."""
+        """The actor that reads the trial's reports is lost. Tune starts another, which reads them anew, but not for ever."""
+        if trial.should_recover():  # type: ignore[no-untyped-call]
+            return
         error = trial.get_pickled_error()
-        self._trials.lost(trial.trial_id, str(error).strip() if error else "The worker group was lost.")
+        self._trials.lost(trial.trial_id, str(error).strip() if error else "Its actor was lost.")
 
 
 class SweepStopper(Stopper):

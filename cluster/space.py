@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
+from optuna.trial import BaseTrial
 
 from trainer.domains import Between, ByValue, OneOf, Value
 from trainer.hyperparameters import MAX_BLOCKS, Parameter, TrialConfig, parameter, parameters, unflatten
@@ -19,7 +19,7 @@ class Choice:
 
     values: tuple[Value, ...]
 
-    def suggest(self, trial: optuna.Trial, name: str) -> Value:
+    def suggest(self, trial: BaseTrial, name: str) -> Value:
         """The sampler's choice. Whole numbers in regular steps are a range to it: it knows then that 3 is nearer to 5 than to 7."""
         if len(self.values) == 1:
             return self.values[0]
@@ -47,7 +47,7 @@ class Range:
 
     whole: bool = False
 
-    def suggest(self, trial: optuna.Trial, name: str) -> Value:
+    def suggest(self, trial: BaseTrial, name: str) -> Value:
         """The sampler's choice."""
         if self.whole:
             return trial.suggest_int(name, int(self.low), int(self.high), step=self.step or 1, log=self.log)
@@ -98,7 +98,7 @@ class Space:
                 raise ValueError(f"{name}: the networks have at most {most} blocks (model.blocks).")
         self.domains = {n: d for n, d in self.domains.items() if not (n[-1].isdigit() and int(n[-1]) > most)}
 
-    def suggest(self, trial: optuna.Trial) -> TrialConfig:
+    def suggest(self, trial: BaseTrial) -> TrialConfig:
         """The configuration that the study's sampler proposes for this trial."""
         flat: dict[str, Value] = {}
         for p in parameters():
@@ -126,8 +126,8 @@ class Space:
         """Whether a given configuration is one that could be proposed."""
         return all(name in self.domains and self._domain(name, flat).contains(value) for name, value in flat.items())
 
-    def record(self, trial: optuna.Trial, flat: Mapping[str, Value]) -> None:
-        """Enter a given configuration, which the trial was enqueued with, into the study."""
+    def record(self, trial: BaseTrial, flat: Mapping[str, Value]) -> None:
+        """Ask the trial, which answers with a given configuration, for what of that lies in the space."""
         for name in self.part_of(flat):
             self._domain(name, flat).suggest(trial, name)
 

@@ -98,6 +98,8 @@ class Studies:
                 f"There is a sweep {config.name!r} already. Go on with it: `convsweep resume {config.name}`; give it more trials: "
                 f"`convsweep extend {config.name} --trials N`; or choose another --name."
             )
+        if config.warm_start_from is not None:
+            self._reader(config.warm_start_from)  # raises: there is no such sweep
         study = optuna.create_study(study_name=config.name, storage=self._storage, direction="maximize")
         study.set_user_attr("classes", list(classes))
         study.set_user_attr("image_shape", image_shape)

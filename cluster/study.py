@@ -9,18 +9,23 @@ import itertools
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import FrozenTrial, TrialState
 
 from cluster.config import MAX_GRID, SweepConfig
+from cluster.lease import Lease
 from cluster.notes import write_note
-from cluster.proposals import Proposals
+from cluster.proposals import INFEASIBLE, Proposals
 from cluster.reading import StudyReader
-from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord
+from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
 from trainer.domains import Value
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
-from trainer.metrics import EpochMetrics, history
+from trainer.mailbox import OUT_OF_MEMORY
+from trainer.metrics import EpochMetrics, epochs_of, history
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -75,8 +80,20 @@ class SweepStudy:
         recipe = config.recipe_trial()
         for given in map(flatten, [*([recipe] if recipe else []), *config.first_trials()]):
             self._enqueue(given, space.part_of(given))
+        if config.warm_start_from:
+            self._enqueue_best_of(config.warm_start_from, config)
         if config.sampler == "grid":
             self.enqueue_grid(config)
+
+    def _enqueue_best_of(self, other: str, config: SweepConfig) -> None:
+        """The other sweep's best configuration, with this one's epochs and seed, unless it lies outside of the space."""
+        complete = [t for t in self._trials_of(other) if t.state == TrialState.COMPLETE and "config" in t.user_attrs]
+        if complete:
+            best = max(complete, key=lambda t: t.value or 0.0).user_attrs["config"]
+            given = best | {"training.epochs": config.epochs, "training.seed": config.seed}
+            space = config.build_space()
+            if space.contains(given):
+                self._enqueue(given, space.part_of(given))
 
     def enqueue_grid(self, config: SweepConfig) -> None:
         """The combinations of the grid that are not enqueued yet, as far as the sweep's number of trials reaches."""
@@ -88,22 +105,37 @@ class SweepStudy:
     def _enqueue(self, flat: dict[str, Value], known: dict[str, Value], **attributes: Value) -> None:
         self._study.enqueue_trial(known, user_attrs={"config": flat, **attributes})
 
+    def lease(self, takeover: bool, on_lost: Callable[[str], None]) -> Lease:
+        """The right to run the sweep; see there."""
+        return Lease(self._reader.engine, self._study._study_id, self.name, takeover, on_lost)
+
     def begin_run(self, config: SweepConfig, groups: int) -> None:
-        """A run of the sweep begins. Trials that a run before left unfinished wait for their turn again."""
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._requeue(trial._trial_id)
+        """A run of the sweep begins. The `unfinished` trials of a run before wait for their turn again."""
+        self.unfinished = 0
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            was_running = trial.state == TrialState.RUNNING
+            self.unfinished += was_running or "history" in trial.user_attrs
+            if was_running:
+                self._requeue(trial._trial_id)
         runs = [*self._study.user_attrs.get("runs", []), {"begun": time.time(), "groups": groups}]
+        self._is_first_run = len(runs) == 1
         self._study.set_user_attr("runs", runs)
         self._study.set_user_attr("state", "RUNNING")
         trials = self._study.get_trials(deepcopy=False)
+        others = self._trials_of(config.warm_start_from) if config.warm_start_from else []
         # A resumed sweep must not propose its first points again.
-        self._proposals = Proposals(config, config.seed + len(trials), trials)
+        self._proposals = Proposals(config, config.seed + len(trials), [*others, *trials])
         self._waiting = sum(t.state == TrialState.WAITING for t in trials)
-        self._space = config.build_space()
-        self._study.sampler = optuna.samplers.RandomSampler(
-            seed=config.seed
-        )  # for what the study itself would never ask
+        self._distributions = {name: d for t in reversed(trials) for name, d in t.distributions.items()}
+        # For what the study itself would never ask.
+        self._study.sampler = optuna.samplers.RandomSampler(seed=config.seed)
         self._study.pruner = _pruner(config)
+
+    def _trials_of(self, other: str) -> list[FrozenTrial]:
+        try:
+            return optuna.load_study(study_name=other, storage=self._study._storage).get_trials(deepcopy=False)
+        except KeyError:  # it has been deleted since
+            return []
 
     def note_startup(self, seconds: float) -> None:
         """The first trial of this run has begun, that long after the run."""
@@ -119,8 +151,19 @@ class SweepStudy:
                 self._study._storage.set_trial_user_attr(trial._trial_id, "error", "the sweep ended before its turn")
                 self._study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         runs = self._study.user_attrs["runs"]
-        self._study.set_user_attr("runs", [*runs[:-1], {**runs[-1], "ended": time.time()}])
+        self._study.set_user_attr("runs", [*runs[:-1], {"ended": time.time(), **runs[-1]}])
         self._study.set_user_attr("state", state)
+
+    def close_lost_run(self, ended: float) -> None:
+        """The process of the last run is gone without a word; it was last heard of at `ended` (seconds since 1970)."""
+        runs = self._study.user_attrs.get("runs", [])
+        if runs and "ended" not in runs[-1]:
+            ended = max(ended, runs[-1]["begun"])
+            self._study.set_user_attr("runs", [*runs[:-1], {**runs[-1], "ended": ended}])
+
+    def seconds_run(self) -> float:
+        """How long the sweep has been run so far."""
+        return wall_seconds(self._study.user_attrs.get("runs", []))
 
     def _requeue(self, trial_id: int) -> None:
         # Optuna's public interface cannot hand a running trial back; its storage can, and `ask` then takes it again
@@ -137,35 +180,74 @@ class SweepStudy:
             self._waiting -= 1
             trial = self._study.ask()
             given = trial.user_attrs["config"]
-            chosen = unflatten(given)
-            self._space.record(trial, given)
-            self._proposals.note(trial.number, self._study._storage.get_trial(trial._trial_id))
-        else:
-            chosen, proposed = self._proposals.propose(self._space)
-            trial = self._create(proposed, chosen)
-            self._proposals.note(trial.number)
-        return RunningTrial(self._study, trial, chosen, self._proposals)
+            chosen = self._proposals.note(trial.number, given)
+            for name, (value, distribution) in self._compatible(chosen).items():
+                self._study._storage.set_trial_param(
+                    trial._trial_id, name, distribution.to_internal_repr(value), distribution
+                )
+            begun = not self._is_first_run
+            return RunningTrial(self._study, trial, unflatten(given), self._proposals, was_begun=begun)
+        config, chosen = self._proposals.propose()
+        trial = self._create(chosen, config)
+        self._proposals.note(trial.number)
+        return RunningTrial(self._study, trial, config, self._proposals)
 
-    def _create(self, proposed: FrozenTrial, chosen: TrialConfig) -> optuna.Trial:
+    def _create(self, chosen: FrozenTrial, config: TrialConfig) -> optuna.Trial:
         """A running trial with all its parameters, in one transaction."""
         # What Optuna's public `add_trial` does, but for the trial's id, which that does not give.
+        entered = self._compatible(chosen)
         new = optuna.trial.create_trial(
             state=TrialState.RUNNING,
-            params=proposed.params,
-            distributions=proposed.distributions,
-            user_attrs={"config": flatten(chosen)},
+            params={name: value for name, (value, _) in entered.items()},
+            distributions={name: distribution for name, (_, distribution) in entered.items()},
+            user_attrs={"config": flatten(config)},
         )
         return optuna.Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, new))
 
+    def _compatible(self, chosen: FrozenTrial) -> dict[str, tuple[Any, BaseDistribution]]:
+        """What the trial chose, as far as Optuna can record it: a study may not change the choices of a parameter.
+
+        The trial's configuration has all of it. The choices differ only after `extend` with another space.
+        """
+        entered: dict[str, tuple[Any, BaseDistribution]] = {}
+        for name, value in chosen.params.items():
+            own = chosen.distributions[name]
+            known = self._distributions.setdefault(name, own)
+            try:
+                check_distribution_compatibility(known, own)
+                entered[name] = value, own
+            except ValueError:
+                if _holds(known, value):
+                    entered[name] = value, known
+        return entered
+
+
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except ValueError:  # a category that it does not have
+        return False
+
 
 class RunningTrial:
-    """A trial that is being run, and the ways in which it ends."""
+    """A trial that is being run, and the ways in which it ends. `was_begun`: a run before may have trained it for some epochs."""
 
-    def __init__(self, study: optuna.Study, trial: optuna.Trial, config: TrialConfig, proposals: Proposals) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        trial: optuna.Trial,
+        config: TrialConfig,
+        proposals: Proposals,
+        was_begun: bool = False,
+    ) -> None:
         self._study, self._trial, self.config, self._proposals = study, trial, config, proposals
-        self.epochs: list[EpochMetrics] = []
+        self.was_begun = was_begun
+        known = study._storage.get_trial(trial._trial_id)
+        self.epochs = epochs_of(known.user_attrs.get("history", {}))
+        self._reported_before = frozenset(known.intermediate_values)
+        self._taken: tuple[str, float] | None = None
+        self._fits = True
         self.error: str | None = None
-        self._reported_before = frozenset(study._storage.get_trial(trial._trial_id).intermediate_values)
 
     @property
     def number(self) -> int:
@@ -173,18 +255,27 @@ class RunningTrial:
         return self._trial.number
 
     def begin(self, parameters: int, group: str, group_began: float) -> None:
-        """Record what is known once a worker group has begun."""
+        """Record which worker group has taken it and when, and what is known then. Again and again: once is enough."""
+        if self._taken == (group, group_began):
+            return
+        self._taken = group, group_began
         self._trial.set_user_attr("parameters", parameters)
         self._trial.set_user_attr("group", group)
         self._trial.set_user_attr("group_began", group_began)
 
-    def report(self, metrics: EpochMetrics, train_seconds: float) -> None:
-        """Record an epoch."""
-        self.epochs.append(metrics)
-        if metrics.epoch not in self._reported_before:  # a trial that goes on after an interruption begins anew
+    def report(self, metrics: EpochMetrics, train_seconds: float) -> bool:
+        """Record an epoch; whether it is new. One that is trained again after a loss takes the place of the epochs from there on."""
+        if self.epochs[metrics.epoch - 1 : metrics.epoch] == [metrics]:
+            return False
+        self.epochs[metrics.epoch - 1 :] = [metrics]
+        if metrics.epoch not in self._reported_before:
             self._trial.report(metrics.val_accuracy, metrics.epoch)
+        else:  # Optuna's public interface keeps the first value
+            trial_id = self._trial._trial_id
+            self._study._storage.set_trial_intermediate_value(trial_id, metrics.epoch, metrics.val_accuracy)
         self._trial.set_user_attr("history", history(self.epochs))
         self._trial.set_user_attr("train_seconds", train_seconds)
+        return True
 
     def should_prune(self) -> bool:
         """Whether the pruner gives the trial up. Never the preset's: it is what the others are compared with."""
@@ -198,9 +289,12 @@ class RunningTrial:
         """It was stopped for its score."""
         self._end(TrialState.PRUNED)
 
-    def fail(self, error: str, log: str | None = None) -> None:
-        """It could not go on, why, and the file (host:path) that has more about it."""
+    def fail(self, error: str, log: str | None = None, kind: str | None = None) -> None:
+        """It could not go on, why, of which kind that is, and the file (host:path) that has more about it."""
         self.error = error
+        self._fits = kind != OUT_OF_MEMORY
+        if not self._fits:
+            self._trial.set_constraint(INFEASIBLE, 1.0)
         if log is not None:
             self._trial.set_user_attr("log", log)
         self._trial.set_user_attr("error", error)
@@ -214,7 +308,7 @@ class RunningTrial:
         self._study.tell(self._trial, value, state=state)
         if value is None and self.epochs:
             value = self.epochs[-1].val_accuracy
-        self._proposals.ended(self.number, state, value, len(self.epochs))
+        self._proposals.ended(self.number, state, value, len(self.epochs), self._fits)
 
 
 def _pruner(config: SweepConfig) -> optuna.pruners.BasePruner:

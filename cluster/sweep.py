@@ -7,14 +7,18 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
+
+import optuna
+import sqlalchemy
 
 from cluster.config import SweepConfig
 from cluster.connection import connect
 from cluster.experiments import Experiments
+from cluster.lease import Lease
 from cluster.plan import Plan, make_plan
 from cluster.progress import Progress, say_skipped
 from cluster.record import SweepRecord
@@ -30,7 +34,7 @@ HOPELESS_AFTER = 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: FINISHED, INTERRUPTED or FAILED, and for a failed one why."""
+    """How a run ended: FINISHED, INTERRUPTED or FAILED, and if there is more to say about it, why."""
 
     sweep: SweepRecord
     state: str
@@ -48,59 +52,128 @@ def start(
     say_skipped(data.skipped)
     with connect(address) as nodes:
         plan = make_plan(config.shape, nodes, config.trials or 1_000_000)
-        study = Studies(experiments, create=True).create(config, data.classes, data.image_shape)
-        return _run(study, config, plan, experiments)
+        study, stop = Studies(experiments, create=True).create(config, data.classes, data.image_shape), _Stop()
+        with study.lease(takeover=False, on_lost=stop.because) as lease:
+            return _run(study, lease, stop, config, plan, experiments)
 
 
-def resume(name: str, experiments: Experiments, address: str | None, on_progress: OnProgress | None) -> Outcome:
-    """Go on with a sweep that was interrupted. A finished one is left as it is."""
-    study = Studies(experiments).open(name)
-    config = study.config
-    if study.state == "FINISHED" or (config.trials is not None and study.finished_count() >= config.trials):
-        return Outcome(study.read(), "FINISHED", "There is nothing left to do.")
-    return _go_on(study, config, experiments, address, on_progress)
-
-
-def extend(
-    name: str, trials: int, experiments: Experiments, address: str | None, on_progress: OnProgress | None
-) -> Outcome:
-    """Give a sweep `trials` more trials and run them. Raises ValueError when that is not at least one."""
-    if trials < 1:
-        raise ValueError(f"trials must be at least 1, but got {trials}.")
-    study = Studies(experiments).open(name)
-    config = replace(study.config, trials=(study.config.trials or study.finished_count()) + trials)
-    if config.sampler == "grid":
-        config = replace(config, trials=min(config.trials or 0, config.grid_trials()))
-        if config.trials == study.config.trials:
-            raise ValueError(f"All {config.trials} trials of the grid of sweep {name!r} are there already.")
-    return _go_on(study, config, experiments, address, on_progress)
-
-
-def _go_on(
-    study: SweepStudy,
-    config: SweepConfig,
+def resume(
+    name: str,
     experiments: Experiments,
     address: str | None,
     on_progress: OnProgress | None,
+    takeover: bool = False,
 ) -> Outcome:
-    load_data(config.data, on_progress)
-    with connect(address) as nodes:
-        plan = make_plan(config.shape, nodes, (config.trials or 1_000_000) - study.finished_count())
-        study.save_config(config)  # not before: what is refused leaves the record as it is
-        if config.sampler == "grid":
-            study.enqueue_grid(config)
-        return _run(study, config, plan, experiments)
+    """Go on with a sweep that was interrupted. A finished one is left as it is.
+
+    Raises LeaseHeldError when another process runs it.
+    """
+    return _go_on(name, lambda study: study.config, experiments, address, on_progress, takeover)
 
 
-def _run(study: SweepStudy, config: SweepConfig, plan: Plan, experiments: Experiments) -> Outcome:
+@dataclass(frozen=True)
+class More:
+    """What a sweep is to get on top: `trials`, seconds of `time`, and another `space` for what is yet to be proposed."""
+
+    trials: int | None = None
+    time: float | None = None
+    space: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, study: SweepStudy) -> SweepConfig:
+        """The sweep with that. Raises ValueError for what makes no sense."""
+        config = study.config
+        if self.trials is None and self.time is None:
+            raise ValueError("Say what the sweep is to get more of: --trials, --time-budget or both.")
+        if self.trials is not None and self.trials < 1:
+            raise ValueError(f"trials must be at least 1, but got {self.trials}.")
+        if config.sampler == "grid" and self.space:
+            raise ValueError(
+                "The order of a grid's trials depends on its space: start another sweep for another space."
+            )
+        trials = None if self.trials is None else (config.trials or study.finished_count()) + self.trials
+        if config.sampler == "grid" and trials is not None:
+            trials = min(trials, config.grid_trials())
+            if trials == config.trials:
+                raise ValueError(f"All {trials} trials of the grid of sweep {study.name!r} are there already.")
+        budget = None if self.time is None else study.seconds_run() + self.time
+        return replace(config, trials=trials, time_budget=budget, space={**config.space, **self.space})
+
+
+def extend(
+    name: str,
+    more: More,
+    experiments: Experiments,
+    address: str | None,
+    on_progress: OnProgress | None,
+    takeover: bool = False,
+) -> Outcome:
+    """Give a sweep more trials or time, and run them. Raises ValueError for what makes no sense, LeaseHeldError as `resume`."""
+    return _go_on(name, more.of, experiments, address, on_progress, takeover)
+
+
+def _go_on(
+    name: str,
+    how: Callable[[SweepStudy], SweepConfig],
+    experiments: Experiments,
+    address: str | None,
+    on_progress: OnProgress | None,
+    takeover: bool,
+) -> Outcome:
+    study, stop = Studies(experiments).open(name), _Stop()
+    with study.lease(takeover, on_lost=stop.because) as lease:
+        if lease.before is not None:
+            study.close_lost_run(ended=lease.before.beat)
+        config = how(study)
+        if _is_done(study, config):
+            if study.state != "FINISHED":  # whoever ran it was killed after its last trial
+                study.end_run("FINISHED")
+                _CheckpointKeeper(experiments.checkpoints(name), config.keep_checkpoints, study).tidy(study)
+            return Outcome(study.read(), "FINISHED", "There is nothing left to do.")
+        load_data(config.data, on_progress)
+        with connect(address) as nodes:
+            plan = make_plan(config.shape, nodes, (config.trials or 1_000_000) - study.finished_count())
+            study.save_config(config)  # not before: what is refused leaves the record as it is
+            if config.sampler == "grid":
+                study.enqueue_grid(config)
+            return _run(study, lease, stop, config, plan, experiments)
+
+
+def _is_done(study: SweepStudy, config: SweepConfig) -> bool:
+    """Whether the sweep has all that it was to have."""
+    has_all = config.trials is not None and study.finished_count() >= config.trials
+    return has_all or (study.state == "FINISHED" and config == study.config)
+
+
+class _Stop:
+    """Whether a run is to stop before its end, and if something is to be said about it, why."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.reason: str | None = None
+
+    def because(self, reason: str) -> None:
+        """Stop, for this reason."""
+        self.reason = reason
+        self.event.set()
+
+
+def _run(
+    study: SweepStudy, lease: Lease, stop: _Stop, config: SweepConfig, plan: Plan, experiments: Experiments
+) -> Outcome:
     """Run trials until there are enough, the time is up or somebody stops it; the study tells the truth afterwards."""
-    interrupted = threading.Event()
-    with _interruptible(interrupted):
-        return _run_until(interrupted, study, config, plan, experiments)
+    with _interruptible(stop.event):
+        try:
+            return _run_until(study, lease, stop, config, plan, experiments)
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            raise OSError(
+                f"The study database cannot be used any more: {cause}. What it has is safe; when it is back, go on with "
+                f"`convsweep resume {config.name}`."
+            ) from error
 
 
 def _run_until(
-    interrupted: threading.Event, study: SweepStudy, config: SweepConfig, plan: Plan, experiments: Experiments
+    study: SweepStudy, lease: Lease, stop: _Stop, config: SweepConfig, plan: Plan, experiments: Experiments
 ) -> Outcome:
     from ray import tune
 
@@ -122,7 +195,7 @@ def _run_until(
         plan.groups,
         mailbox,
         experiments.checkpoints_uri(config.name),
-        should_stop=lambda: interrupted.is_set() or hopeless.reason is not None,
+        should_stop=lambda: stop.event.is_set() or hopeless.reason is not None,
         watchers=watchers,
     )
 
@@ -141,7 +214,11 @@ def _run_until(
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
-                    name=config.name, storage_path=tune_folder, verbose=0, stop=SweepStopper(trials)
+                    name=config.name,
+                    storage_path=tune_folder,
+                    verbose=0,
+                    stop=SweepStopper(trials),
+                    failure_config=tune.FailureConfig(max_failures=config.max_retries),
                 ),
             )
             with groups:
@@ -149,15 +226,17 @@ def _run_until(
                 groups.wait_until_up(trials.should_stop)
                 if not trials.should_stop():
                     tuner.fit()
-            state = "FAILED" if hopeless.reason else "INTERRUPTED" if trials.left() else "FINISHED"
+            reason = hopeless.reason or trials.broken
+            state = "FAILED" if reason else "INTERRUPTED" if trials.left() else "FINISHED"
         except Exception:
             state = "FAILED"
             raise
         finally:
-            study.end_run(state)
-            keeper.tidy(study)
-            experiments.remove_group_files(config.name)
-    return Outcome(study.read(), state, hopeless.reason)
+            if lease.is_mine:  # else the trials are those of whoever has it
+                study.end_run(state)
+                keeper.tidy(study)
+                experiments.remove_group_files(config.name)
+    return Outcome(study.read(), state, reason or stop.reason)
 
 
 @contextlib.contextmanager
@@ -196,7 +275,9 @@ class _CheckpointKeeper:
         """Nothing to do."""
 
     def ended(self, trial: RunningTrial, state: str) -> None:
-        """A pruned or failed trial's weights go at once, a complete one's when others are better."""
+        """A pruned or failed trial's weights go at once, a complete one's when others are better; none has to go on any more."""
+        if state != "WAITING":
+            self._store.delete_state(trial.number)
         if state in ("PRUNED", "FAIL"):
             self._store.delete(trial.number)
         elif state == "COMPLETE":
@@ -211,6 +292,9 @@ class _CheckpointKeeper:
         waiting = {t.number for t in study.read().trials if t.state == "WAITING"}
         for number in set(self._store.trials()) - set(self._values) - waiting:
             self._store.delete(number)
+        for number in set(self._store.states()) - waiting:
+            self._store.delete_state(number)
+        self._store.delete_unfinished()
 
 
 class _Hopeless:

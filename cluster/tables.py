@@ -184,6 +184,8 @@ def show_outcome(sweep: SweepRecord, state: str, reason: str | None, folder: str
         show_ranking(sweep, None, as_json=False)
     if state == "INTERRUPTED":
         notes.print(f"Interrupted. Go on with it: convsweep resume {sweep.name}{option}", soft_wrap=True)
+    elif state == "FAILED" and sweep.counts["WAITING"]:
+        notes.print(f"When that is mended, go on with it: convsweep resume {sweep.name}{option}", soft_wrap=True)
     elif state == "FINISHED" and not as_json:
         _output().print(_gain(sweep) + _next_steps(sweep.name, option), soft_wrap=True)
 

@@ -21,7 +21,7 @@ from cluster.lean_train import lean_trainer, start_controllers
 from cluster.plan import Plan
 from trainer.mailbox import Mailbox, Report, work
 
-MAX_RESTARTS = 10
+MAX_RESTARTS = 100
 """How often a group's processes are started again after a death before the group is given up."""
 
 
@@ -66,9 +66,10 @@ class WorkerGroups:
         """End the groups and the trials that they are at; waits until processes and placement groups are gone."""
         if not self._up:
             ray.kill(self._controllers)
-        ray.get([self.mailbox.close.remote(name) for name in self._threads])
-        for thread in self._threads.values():
-            thread.join(timeout=60)
+        there = ray.get([self.mailbox.close.remote(name) for name in self._threads])
+        for thread, has_ranks in zip(self._threads.values(), there, strict=True):
+            if has_ranks:  # others wait for room on the cluster, or start again
+                thread.join(timeout=60)
         ray.kill(self.mailbox)
         ray.kill(self._controllers)
 
@@ -76,7 +77,7 @@ class WorkerGroups:
 class TrialReader(tune.Trainable):
     """What Tune takes for a trial: reads its reports, one epoch a step. Reused for the next trial.
 
-    The configuration is `{"trial": number, "mailbox": actor}`. Raises RuntimeError from `step` when no group is left.
+    The configuration is `{"trial": number, "mailbox": actor}`.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -103,6 +104,19 @@ class TrialReader(tune.Trainable):
         """Nothing: the ranks write their own checkpoints."""
 
 
+class _TellDeaths(ray.train.UserCallback):
+    """Tells the mailbox when processes of the group have died, before they are started again."""
+
+    def __init__(self, mailbox: Any, group: str) -> None:
+        self._mailbox, self._group = mailbox, group
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """The first rank's own exception says most; ranks that lost it say that they did."""
+        first = min(worker_exceptions)
+        cause = str(worker_exceptions[first]).strip().splitlines()
+        ray.get(self._mailbox.died.remote(self._group, cause[0] if cause else type(worker_exceptions[first]).__name__))
+
+
 def _run_group(mailbox: Any, group: str, plan: Plan, storage: str, trainer: Any) -> None:
     """Run a worker group until the mailbox closes it; whatever ends it otherwise is told to the mailbox."""
     resources = {"CPU": plan.cpus_per_worker} | ({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})
@@ -117,6 +131,7 @@ def _run_group(mailbox: Any, group: str, plan: Plan, storage: str, trainer: Any)
                 name=group,
                 storage_path=storage,
                 failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS, controller_failure_limit=2),  # type: ignore[call-arg]
+                callbacks=[_TellDeaths(mailbox, group)],  # type: ignore[list-item]
             ),
         ).fit()
     except Exception as error:

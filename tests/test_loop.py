@@ -29,7 +29,8 @@ from trainer.hyperparameters import TrialConfig, unflatten
 from trainer.loop import NotFiniteError, create_model, predict_split, score, train
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier
-from trainer.objective import build_loss
+from trainer.objective import build_loss, build_optimizers
+from trainer.training_state import TrainingState
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "golden" / "digits_losses.txt"
@@ -59,6 +60,7 @@ EVERY_RANDOM_THING: dict[str, Any] = {
     "augmentation.shift": 1,
     "augmentation.cutout": 2,
 }
+ALTERNATING: dict[str, Any] = {"augmentation.alternating_flip": True, "schedule.name": "one_cycle"}
 
 
 def small(**changes: Any) -> TrialConfig:
@@ -99,6 +101,36 @@ def test_same_seed_gives_the_same_metrics_and_weights(digits: ImageData, optimiz
     assert without_times(first) == without_times(second)
     weights = zip(first_model.state_dict().values(), second_model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in weights)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "muon"])
+def test_training_that_goes_on_from_a_written_state_is_as_if_nothing_had_happened(
+    digits: ImageData, optimizer: str
+) -> None:
+    config = small(**{"optimizer.name": optimizer, "training.epochs": 4, **EVERY_RANDOM_THING, **ALTERNATING})
+    whole, model = run(config, digits)
+
+    begun = create_model(config, digits, CPU)
+    optimizers = build_optimizers(config.optimizer, begun)
+    epochs = train(begun, config, *tensors(digits), optimizers=optimizers)
+    first = [next(epochs), next(epochs)]
+    written = TrainingState.of(begun, optimizers, config, first, 1.5).to_bytes()
+
+    state = TrainingState.from_bytes(written)
+    assert (state.config, list(state.history), state.seconds) == (config, first, 1.5)
+    again = create_model(config, digits, CPU)
+    optimizers = build_optimizers(config.optimizer, again)
+    state.restore(again, optimizers)
+    rest = list(train(again, config, *tensors(digits), optimizers=optimizers, epochs_done=2))
+    assert without_times([*first, *rest]) == without_times(whole)
+    for name, weights in again.state_dict().items():
+        assert torch.equal(weights, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\x02\0\0\0\0\0\0\0{}", b"\xff" * 8])
+def test_a_damaged_state_is_an_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        TrainingState.from_bytes(content)
 
 
 def test_every_image_is_mirrored_in_every_other_epoch_when_flips_alternate(

@@ -44,6 +44,9 @@ class TuneTrial:
     def get_pickled_error(self):
         return self._error
 
+    def should_recover(self):
+        return False
+
 
 class Sweep:
     def __init__(self, folder, groups=1, **settings):

@@ -122,18 +122,126 @@ def test_the_sampler_learns_from_the_trials_of_this_run_and_of_those_before(wher
     assert sum(run(again) for _ in range(10)) >= 7
 
 
+def interrupted(where, *accuracies, **settings):
+    """A sweep whose process was killed in its first trial, after these epochs, and which is run again."""
+    study, chosen = create(where, **settings)
+    trial = study.ask()
+    trial.begin(123, "group", 5.0)
+    for number, accuracy in enumerate(accuracies, 1):
+        trial.report(epoch(number, accuracy), number * 1.5)
+    again = Studies(where).open("s")
+    again.close_lost_run(ended=again.read().runs[0]["begun"] + 7)
+    again.begin_run(chosen, groups=1)
+    return again, again.ask()
+
+
+def test_a_trial_that_was_running_goes_on_with_its_number_and_its_epochs(where):
+    study, trial = interrupted(where, 0.5, 0.7)
+    assert (trial.number, trial.was_begun, study.unfinished) == (0, True, 1)
+    assert trial.epochs == [epoch(1, 0.5), epoch(2, 0.7)]
+    for number, accuracy in enumerate((0.5, 0.7), 1):  # from the state that it goes on from
+        assert not trial.report(epoch(number, accuracy), 3.0)
+    assert trial.report(epoch(3, 0.6), 4.5)
+    trial.complete()
+    record, theirs = study.read().trial(0), plain(where).trials[0]
+    assert (record.value, record.epochs_done, record.train_seconds) == (0.7, 3, 4.5)
+    assert theirs.intermediate_values == {1: 0.5, 2: 0.7, 3: 0.6}
+
+
+def test_an_epoch_that_is_trained_again_takes_the_place_of_the_lost_ones(where):
+    _, trial = interrupted(where, 0.5, 0.7, 0.8)
+    assert trial.report(epoch(2, 0.6), 3.0)
+    assert trial.epochs == [epoch(1, 0.5), epoch(2, 0.6)]
+    assert plain(where).trials[0].intermediate_values[2] == 0.6
+
+
+def test_the_time_of_a_killed_run_ends_with_its_last_sign_of_life(where):
+    study, _ = interrupted(where, 0.5)
+    runs = study.read().runs
+    assert runs[0]["ended"] - runs[0]["begun"] == 7
+    assert study.seconds_run() == pytest.approx(7, abs=5)
+
+
+def test_a_space_may_change_between_runs_and_the_sampler_knows_what_still_lies_in_it(where):
+    study, chosen = create(where, preset="none", space={"model.blocks": 1, "model.activation": ["relu", "tanh"]})
+    for _ in range(4):
+        run_trial(study, chosen, 0.5)
+    wider = config(preset="none", trials=20, space={"model.blocks": 1, "model.activation": ["relu", "gelu"]})
+    study.begin_run(wider, groups=1)
+    seen = set()
+    for _ in range(10):
+        trial = study.ask()
+        seen.add(trial.config.model.activation)
+        trial.report(epoch(1, 0.5), 1.0)
+        trial.complete()
+    assert seen == {"relu", "gelu"}
+    assert len(plain(where).trials) == 14  # another Optuna reads them
+    known = study._proposals._study.get_trials()
+    assert {t.params.get("model.activation") for t in known} <= {"relu", "gelu", None}
+
+
+def test_the_sampler_learns_that_a_configuration_does_not_fit_into_memory(where):
+    space = {"model.blocks": 1, "model.kernel_size": [3, 5, 7], "optimizer.name": "adam"}
+    study, chosen = create(where, preset="none", trials=100, space=space)
+
+    def run(study):
+        trial = study.ask()
+        large = trial.config.model.kernel_size == (7,)
+        trial.begin(1, "group", 1.0)
+        if large:
+            trial.fail("OutOfMemoryError", kind="out of memory")
+        else:
+            trial.report(epoch(1, 0.5), 1.0)
+            trial.complete()
+        return large
+
+    for _ in range(40):
+        run(study)
+    assert sum(run(study) for _ in range(10)) <= 3
+    failed = [t for t in plain(where).trials if t.state == TrialState.FAIL]
+    assert failed
+    assert all(t.constraints == {"memory": 1.0} for t in failed)
+    again = Studies(where).open("s")
+    again.begin_run(chosen, groups=1)
+    assert sum(run(again) for _ in range(10)) <= 3
+
+
+def test_a_warm_start_learns_from_another_sweep_and_tries_its_best_trial_early(where):
+    space = {"model.blocks": 1, "model.kernel_size": [3, 5, 7], "optimizer.name": "adam"}
+    study, _ = create(where, preset="none", trials=100, space=space)
+
+    def run(study):
+        trial = study.ask()
+        good = trial.config.model.kernel_size == (5,)
+        trial.report(epoch(1, 0.9 if good else 0.1), 1.0)
+        trial.complete()
+        return good
+
+    for _ in range(30):
+        run(study)
+    best = study.read().best
+    warm = config(name="warm", preset="none", epochs=7, trials=50, space=space, warm_start_from="s")
+    other = Studies(where).create(warm, ["a", "b"])
+    other.begin_run(warm, groups=1)
+    first = other.ask()
+    assert flatten(first.config) == best.config | {"training.epochs": 7}
+    assert sum(run(other) for _ in range(10)) >= 7
+    with pytest.raises(ValueError, match="Did you mean 'warm'"):
+        Studies(where).create(dataclasses.replace(warm, name="x", warm_start_from="warn"), [])
+
+
 def test_the_sampler_keeps_the_best_and_an_even_selection_of_many_trials(monkeypatch):
     monkeypatch.setattr(proposals, "BEST", 4)
     monkeypatch.setattr(proposals, "MOST", 10)
     chosen = config(space={"model.blocks": 1}, trials=1000)
-    mine, space = proposals.Proposals(chosen, 0, []), chosen.build_space()
+    mine = proposals.Proposals(chosen, 0, [])
     for number in range(100):
-        mine.propose(space)
+        mine.propose()
         mine.note(number)
         if number != 97:
             mine.ended(number, TrialState.COMPLETE if number % 2 else TrialState.PRUNED, number / 100, 1)
         known = mine._study.get_trials(deepcopy=False)
-        assert len(known) <= 2 * 10 + 1
+        assert len(known) <= 2 * 10 + 2
         values = sorted(t.value for t in known if t.state == TrialState.COMPLETE)
         done = [n / 100 for n in range(number + 1) if n % 2 and n != 97]
         assert values[-4:] == done[-4:]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from trainer.hyperparameters import TrialConfig, flatten, unflatten
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_WEIGHTS, _STATE, _ANALYSIS, _WRITING = ".safetensors", ".state", ".analysis.npz", ".writing"
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class CheckpointStore:
     """The checkpoints of one sweep, one file per trial under `uri`, and beside it the trial's analysis if it was made.
 
     A file is safetensors; its header carries the configuration, so that a checkpoint describes itself. An analysis
-    belongs to the weights that it was computed from and goes with them. Files are written under a temporary name and
-    renamed.
+    belongs to the weights that it was computed from and goes with them. A trial that is not over also has the state that
+    its training goes on from. Files are written under a temporary name and renamed.
     """
 
     def __init__(self, uri: str) -> None:
@@ -55,12 +59,8 @@ class CheckpointStore:
             "value": repr(checkpoint.value),
         }
         weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
-        self._files.create_dir(self._root, recursive=True)
-        temporary = f"{self._root}/.{trial}.writing"
-        with self._files.open_output_stream(temporary) as stream:
-            stream.write(safetensors.torch.save(weights, facts))
-        self._remove(self._analysis_path(trial))  # first: a writer that is killed here leaves weights without one
-        self._files.move(temporary, self._path(trial))
+        content = safetensors.torch.save(weights, facts)
+        self._write(self._path(trial), content, lambda: self._remove(self._analysis_path(trial)))
 
     def load(self, trial: int) -> Checkpoint:
         """The trial's checkpoint, on the CPU. Raises FileNotFoundError when there is none, ValueError when it is damaged."""
@@ -74,6 +74,17 @@ class CheckpointStore:
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"The checkpoint {self._path(trial)!r} is damaged ({reason}).") from error
+
+    def save_state(self, trial: int, content: bytes) -> None:
+        """Write the state that the trial's training goes on from, in place of its last one. Raises OSError."""
+        self._write(self._state_path(trial), content)
+
+    def load_state(self, trial: int) -> bytes | None:
+        """What `save_state` wrote, or None when there is none."""
+        try:
+            return self._read(self._state_path(trial))
+        except FileNotFoundError:
+            return None
 
     def kernels(self, trial: int) -> NDArray[np.float32] | None:
         """The weights `(F, C, k, k)` of the network's first convolution, or None when the trial has no checkpoint."""
@@ -101,10 +112,7 @@ class CheckpointStore:
             return False
         if epoch not in (None, present):
             return False
-        temporary = f"{self._root}/.{trial}.{uuid.uuid4().hex}.writing"  # several may analyse one trial at a time
-        with self._files.open_output_stream(temporary) as stream:
-            stream.write(content)
-        self._files.move(temporary, self._analysis_path(trial))
+        self._write(self._analysis_path(trial), content)
         return True
 
     def load_analysis(self, trial: int) -> bytes | None:
@@ -116,20 +124,56 @@ class CheckpointStore:
 
     def trials(self) -> list[int]:
         """The numbers of the trials that have a checkpoint."""
-        found = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        names = [Path(f.path).stem for f in found if f.path.endswith(".safetensors")]
-        return sorted(int(name.removeprefix("trial-")) for name in names)
+        return [number for number, ending in self._present() if ending == _WEIGHTS]
+
+    def states(self) -> list[int]:
+        """The numbers of the trials that have a state to go on from."""
+        return [number for number, ending in self._present() if ending == _STATE]
 
     def delete(self, trial: int) -> None:
         """Remove the trial's checkpoint and its analysis, if there are any."""
         self._remove(self._analysis_path(trial))
         self._remove(self._path(trial))
 
+    def delete_state(self, trial: int) -> None:
+        """Remove the state of the trial's training, if there is one."""
+        self._remove(self._state_path(trial))
+
+    def delete_unfinished(self) -> None:
+        """Remove what was being written when its writer died. Nobody may be writing."""
+        for file in self._listed():
+            if file.base_name.endswith(_WRITING):
+                self._remove(file.path)
+
+    def _listed(self) -> list[fs.FileInfo]:
+        return list(self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True)))
+
+    def _present(self) -> list[tuple[int, str]]:
+        matches = [re.fullmatch(r"trial-(\d+)(\..+)", file.base_name) for file in self._listed()]
+        return sorted((int(match[1]), match[2]) for match in matches if match)
+
     def _path(self, trial: int) -> str:
-        return f"{self._root}/trial-{trial:05d}.safetensors"
+        return f"{self._root}/trial-{trial:05d}{_WEIGHTS}"
 
     def _analysis_path(self, trial: int) -> str:
-        return f"{self._root}/trial-{trial:05d}.analysis.npz"
+        return f"{self._root}/trial-{trial:05d}{_ANALYSIS}"
+
+    def _state_path(self, trial: int) -> str:
+        return f"{self._root}/trial-{trial:05d}{_STATE}"
+
+    def _write(self, path: str, content: bytes, before_move: Callable[[], None] = lambda: None) -> None:
+        """Under a temporary name of its own, then renamed: a writer that is killed leaves the file before whole."""
+        self._files.create_dir(self._root, recursive=True)
+        temporary = f"{self._root}/.{uuid.uuid4().hex}{_WRITING}"
+        try:
+            with self._files.open_output_stream(temporary) as stream:
+                stream.write(content)
+            before_move()
+            self._files.move(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # a full disk: what is half written is in the way
+                self._remove(temporary)
+            raise
 
     def _read(self, path: str) -> bytes:
         with self._files.open_input_stream(path) as stream:

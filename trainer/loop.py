@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -52,6 +53,8 @@ def train(
     training: ImageTensors,
     validation: ImageTensors,
     *,
+    optimizers: Sequence[torch.optim.Optimizer] | None = None,
+    epochs_done: int = 0,
     rank: int = 0,
     world_size: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
@@ -60,26 +63,28 @@ def train(
 
     With several ranks every rank calls it with the same configuration and its own copy of the model inside an
     initialised process group; batch size and losses are those of all ranks together. Equal seeds give equal losses, on
-    a CPU bit for bit. Raises NotFiniteError when the loss of an epoch is not finite.
+    a CPU bit for bit, also to a training that goes on after `epochs_done` epochs with the weights and the `optimizers` (those
+    of `build_optimizers`) that it had then: what an epoch draws depends on the seed and its number alone. Raises
+    NotFiniteError when the loss of an epoch is not finite.
     """
     device = training.device
     network: nn.Module = DistributedDataParallel(model) if world_size > 1 else model
-    loss_of, optimizers = build_loss(config.loss), build_optimizers(config.optimizer, model)
+    loss_of = build_loss(config.loss)
+    optimizers = build_optimizers(config.optimizer, model) if optimizers is None else optimizers
     plain_loss = build_loss(replace(config.loss, label_smoothing=0.0))
     epochs, batch_size = config.training.epochs, min(config.training.batch_size, len(training))
     steps = steps_per_epoch(len(training), batch_size)
-    generator = torch.Generator().manual_seed(config.training.seed)
     alternating = config.augmentation.flip and config.augmentation.alternating_flip
-    at_first = torch.rand(len(training), generator=generator) < 0.5 if alternating else None
-    torch.manual_seed(config.training.seed + 1 + rank)  # dropout differs between the ranks
-    step = 0
-    for epoch in range(1, epochs + 1):
+    at_first = torch.rand(len(training), generator=_generator(config, 0)) < 0.5 if alternating else None
+    step = steps * epochs_done
+    for epoch in range(epochs_done + 1, epochs + 1):
         started = time.perf_counter()
         network.train()
+        torch.manual_seed(_seed(config, epoch, 1 + rank))  # dropout differs between the ranks
         mirrored = None if at_first is None else at_first ^ (epoch % 2 == 0)
         total = torch.zeros((), device=device)  # stays on the device: no synchronisation inside an epoch
         for images, labels, size in training.shuffled(
-            batch_size, config.augmentation, generator, rank, world_size, mirrored
+            batch_size, config.augmentation, _generator(config, epoch), rank, world_size, mirrored
         ):
             if _agree_to_stop(should_stop, step, world_size):
                 return
@@ -146,7 +151,17 @@ def autocast(config: TrainingConfig, device: torch.device) -> contextlib.Abstrac
     return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
 
 
-def _set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+def _seed(config: TrialConfig, *what: int) -> int:
+    """A seed of its own for each `what`, from the trial's."""
+    return int(np.random.SeedSequence((config.training.seed, *what)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _generator(config: TrialConfig, epoch: int) -> torch.Generator:
+    """Draws order and augmentation of an epoch, the same on every rank."""
+    return torch.Generator().manual_seed(_seed(config, epoch))
+
+
+def _set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate

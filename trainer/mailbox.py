@@ -6,9 +6,10 @@ Assignments wait in a queue, so that a group that has finished one finds the nex
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,20 +20,30 @@ from trainer.metrics import EpochMetrics
 
 @dataclass(frozen=True)
 class Assignment:
-    """One trial for a worker group: what to train on which data, and where its checkpoints go."""
+    """One trial for a worker group: what to train on which data, and where its checkpoints go.
+
+    `begun` says that it has been trained before: it goes on from the state that is there. After the death of its processes it is
+    begun again up to `max_retries` times, by whichever group is free. It has failed when no epoch ends within `epoch_timeout`
+    seconds.
+    """
 
     trial: int
     config: TrialConfig
     data: DataConfig
     checkpoints: str
+    begun: bool = False
+    max_retries: int = 2
+    epoch_timeout: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a group says after an epoch, or instead of one: `error` is why the trial cannot go on.
+    """What a group says after an epoch, or instead of one: `error` is why the trial cannot go on, `kind` (OUT_OF_MEMORY, STORAGE or
+    NO_GROUP) says of some errors what they are.
 
     `begun_at` and `reported_at` are times of day (seconds since 1970) by the clock of the group's first rank: when it took
-    the trial and when it said this. `done` marks the trial's last report. `log` is where more about an error is, host:path.
+    the trial and when it said this; `earlier` are the seconds that the trial had been trained before. `done` marks the trial's last
+    report. `log` is where more about an error is, host:path, and `after` the number of epochs before it.
     """
 
     group: str
@@ -42,7 +53,30 @@ class Report:
     reported_at: float
     parameters: int
     error: str | None = None
+    kind: str | None = None
     log: str | None = None
+    earlier: float = 0.0
+    after: int = 0
+
+    @property
+    def position(self) -> int:
+        """Its place among the trial's reports."""
+        return self.after if self.metrics is None else self.metrics.epoch - 1
+
+    @property
+    def seconds(self) -> float:
+        """How long the trial has been trained so far."""
+        return self.earlier + self.reported_at - self.begun_at
+
+
+OUT_OF_MEMORY, STORAGE, NO_GROUP = "out of memory", "storage", "no worker group"
+
+
+def kill(rank: Any) -> None:
+    """End the process of a rank, an actor, at once."""
+    import ray
+
+    ray.kill(rank)
 
 
 class Mailbox:
@@ -52,12 +86,16 @@ class Mailbox:
     reports are kept by trial number.
     """
 
-    def __init__(self, groups: Sequence[str]) -> None:
+    def __init__(self, groups: Sequence[str], kill: Callable[[Any], None] = kill) -> None:
         self._queue: deque[Assignment] = deque()
         self._groups = {name: _Group() for name in groups}
         self._reports: dict[int, list[Report]] = {}
+        self._early: dict[int, dict[int, Report]] = defaultdict(dict)
+        self._attempts: Counter[int] = Counter()
         self._stopped: list[int] = []
         self._failure: str | None = None
+        self._kill = kill
+        self._clocks = set[asyncio.Task[None]]()
         self._changed = asyncio.Condition()
 
     # ---- whoever feeds the groups ----
@@ -77,29 +115,55 @@ class Mailbox:
             self._changed.notify_all()
 
     async def read(self, trial: int, position: int) -> Report:
-        """The trial's report at `position`, waiting until there is one. Raises RuntimeError when no group is left."""
+        """The trial's report at `position`, waiting until there is one; an error (NO_GROUP) when no group is left."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._reports[trial]) > position or self._failure)
             if len(self._reports[trial]) > position:
                 return self._reports[trial][position]
-            raise RuntimeError(self._failure)
+            return _failed("", self._failure or "", None, NO_GROUP)
 
-    async def close(self, group: str) -> None:
-        """End the group, and the trial that it is at."""
+    async def close(self, group: str) -> bool:
+        """End the group, and the trial that it is at; whether there is anybody to end."""
         async with self._changed:
-            if group in self._groups:
-                self._groups[group].closed = True
-                self._stopped += [a.trial for a in self._groups[group].unfinished()]
+            members = self._groups.get(group)
+            if members is None:
+                return False
+            members.closed = True
+            self._stopped += [a.trial for a in members.unfinished()]
+            self._changed.notify_all()
+            return bool(members.ranks)
+
+    async def died(self, group: str, cause: str) -> None:
+        """Processes of the group have died, and those that are left end too; the group is to start again.
+
+        The trial that it was at goes to whichever group is free, unless that has been tried often enough.
+        """
+        async with self._changed:
+            self._take_back(group, cause)
+            self._groups[group].forget()
             self._changed.notify_all()
 
     async def fail(self, group: str, reason: str) -> None:
-        """The group could not be kept alive. Its trial fails; when no group is left, so do all that are waited for."""
+        """The group could not be kept alive. The others go on; when none is left, all fails that is waited for."""
         async with self._changed:
-            for assignment in self._groups.pop(group).unfinished():
-                self._reports[assignment.trial].append(_failed(group, reason))
+            self._take_back(group, reason)
+            del self._groups[group]
             if all(members.closed for members in self._groups.values()):
                 self._failure = reason
             self._changed.notify_all()
+
+    def _take_back(self, group: str, cause: str) -> None:
+        members = self._groups[group]
+        back: list[Assignment] = []
+        for assignment in members.unfinished():
+            trial, attempts = assignment.trial, self._attempts[assignment.trial]
+            if attempts > assignment.max_retries:
+                often = f"Its worker processes died {attempts} times, the last time: {cause}"
+                memory = OUT_OF_MEMORY if "running low on memory" in cause else None  # what Ray's memory monitor says
+                self._reports[trial].append(_failed(group, often, members.log, memory))
+            elif trial not in self._stopped:
+                back.append(assignment)
+        self._queue.extendleft(reversed(back))
 
     async def up(self) -> None:
         """Returns when every group that could be started has a rank that has joined it."""
@@ -108,11 +172,16 @@ class Mailbox:
 
     # ---- the ranks of the groups ----
 
-    async def join(self, group: str) -> int:
-        """A rank of the group starts, or starts again: the index of the assignment that it has to begin with."""
+    async def join(self, group: str, rank: Any = None, log: str | None = None) -> int:
+        """A rank of the group starts, or starts again: the index of the assignment that it has to begin with.
+
+        `rank` is its actor, `log` the file (host:path) of what it prints.
+        """
         members = self._groups[group]
         async with self._changed:
             members.joined = True
+            members.ranks.append(rank)
+            members.log = log or members.log
             self._changed.notify_all()
         return len(members.taken) - len(members.unfinished())
 
@@ -132,21 +201,56 @@ class Mailbox:
 
     async def begin(self, group: str, index: int) -> int:
         """Count an attempt at the group's assignment at `index`; called by its first rank. Gives the number of attempts."""
-        attempts = self._groups[group].attempts
-        attempts[index] = attempts.get(index, 0) + 1
-        return attempts[index]
+        assignment = self._groups[group].taken[index]
+        self._attempts[assignment.trial] += 1
+        if assignment.epoch_timeout is not None:
+            clock = asyncio.create_task(self._watch(group, index, assignment, assignment.epoch_timeout))
+            self._clocks.add(clock)  # the loop itself does not hold it
+            clock.add_done_callback(self._clocks.discard)
+        return self._attempts[assignment.trial]
+
+    async def _watch(self, group: str, index: int, assignment: Assignment, timeout: float) -> None:
+        """Fail the assignment when no epoch ends in time. Its processes may hang anywhere, so they are killed."""
+        members, reports, attempt = (
+            self._groups[group],
+            self._reports[assignment.trial],
+            self._attempts[assignment.trial],
+        )
+
+        def is_over() -> bool:
+            return members.finished > index or self._attempts[assignment.trial] > attempt or members.is_lost(index)
+
+        while not is_over():
+            known = len(reports)
+            async with self._changed:
+                with contextlib.suppress(TimeoutError):
+                    changed = self._changed.wait_for(lambda: is_over() or len(reports) > known)  # noqa: B023 -- it ends in this turn
+                    await asyncio.wait_for(changed, timeout)
+                if is_over() or len(reports) > known:
+                    continue
+                reason = f"No epoch ended within {timeout:g} s, which is what --epoch-timeout allows."
+                reports.append(_failed(group, reason, members.log))
+                members.finished = index + 1
+                for rank in members.ranks:
+                    self._kill(rank)
+                self._changed.notify_all()
 
     async def report(self, trial: int, report: Report) -> None:
-        """Add a report. An epoch that a restarted group went through again is dropped."""
+        """Add a report. An epoch that a restarted group went through again is dropped; one that overtook another waits for it."""
         async with self._changed:
-            reports = self._reports[trial]
-            if report.metrics is None or len(reports) < report.metrics.epoch:
-                reports.append(report)
-                self._changed.notify_all()
+            reports, early = self._reports[trial], self._early[trial]
+            early[report.position] = report
+            while len(reports) in early:
+                reports.append(early.pop(len(reports)))
+            self._changed.notify_all()
 
     async def finish(self, group: str, index: int) -> None:
         """The group is through with its assignment at `index`, however that went; called by its first rank."""
-        self._groups[group].finished = index + 1
+        async with self._changed:
+            members = self._groups[group]
+            if not members.is_lost(index):
+                members.finished = index + 1
+            self._changed.notify_all()
 
     async def stopped(self, known: int) -> list[int]:
         """The trials that were stopped after the first `known` ones, once there are any."""
@@ -157,21 +261,31 @@ class Mailbox:
 
 @dataclass
 class _Group:
-    """What a group has taken so far; the first `finished` of those are over."""
+    """What a group has taken so far; the first `finished` of those are over. `ranks` are those that are alive."""
 
     taken: list[Assignment] = field(default_factory=list)
     finished: int = 0
     joined: bool = False
     closed: bool = False
-    attempts: dict[int, int] = field(default_factory=dict)
+    ranks: list[Any] = field(default_factory=list)
+    log: str | None = None
 
     def unfinished(self) -> list[Assignment]:
         return self.taken[self.finished :]
 
+    def forget(self) -> None:
+        """Its ranks are gone, and what they had taken and not finished is no longer theirs."""
+        del self.taken[self.finished :]
+        self.ranks.clear()
 
-def _failed(group: str, reason: str) -> Report:
+    def is_lost(self, index: int) -> bool:
+        """Whether the assignment at `index` was taken from it."""
+        return index >= len(self.taken)
+
+
+def _failed(group: str, reason: str, log: str | None, kind: str | None = None) -> Report:
     now = time.time()
-    return Report(group=group, metrics=None, done=True, begun_at=now, reported_at=now, parameters=0, error=reason)
+    return Report(group, None, done=True, begun_at=now, reported_at=now, parameters=0, error=reason, kind=kind, log=log)
 
 
 def work(config: dict[str, Any]) -> None:

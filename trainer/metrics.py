@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -33,3 +33,10 @@ class EpochMetrics:
 def history(epochs: Sequence[EpochMetrics]) -> dict[str, list[float]]:
     """A list for each field, with a value per epoch: a fraction of the size and of the reading time of a list of epochs."""
     return {field.name: [getattr(e, field.name) for e in epochs] for field in fields(EpochMetrics)}
+
+
+def epochs_of(history: Mapping[str, Sequence[float]]) -> list[EpochMetrics]:
+    """The epochs that `history` was made of."""
+    names: list[str] = list(history)
+    rows: Any = zip(*history.values(), strict=True)
+    return [EpochMetrics(**dict(zip(names, row, strict=True))) for row in rows]

@@ -22,12 +22,11 @@ from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
 from trainer.loop import NotFiniteError, create_model, train
-from trainer.mailbox import Assignment, Report
+from trainer.mailbox import OUT_OF_MEMORY, STORAGE, Assignment, Report
 from trainer.metrics import EpochMetrics
 from trainer.model import parameter_count
-
-MAX_ATTEMPTS = 3
-"""How often an assignment is begun before the death of its worker processes is taken for its own fault."""
+from trainer.objective import build_optimizers
+from trainer.training_state import TrainingState
 
 
 class _Stopped(Container[int]):
@@ -55,7 +54,8 @@ def take_assignments(mailbox: Any, group: str, threads: int) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(threads)
     memory.keep_freed()
-    index = ray.get(mailbox.join.remote(group))
+    me = ray.get_runtime_context().current_actor
+    index = ray.get(mailbox.join.remote(group, me, _log_file()))
     stopped: Container[int] = _Stopped(mailbox) if rank == 0 else ()
     loaded = _Loaded(_device(world_size))
     while (assignment := ray.get(mailbox.take.remote(group, index))) is not None:
@@ -106,7 +106,7 @@ class _Trial:
         self._mailbox, self._group, self._index, self._assignment = mailbox, group, index, assignment
         self._rank, self._world_size = rank, world_size
         self._begun_at = time.time()
-        self._parameters = 0
+        self._parameters, self._earlier, self._epochs = 0, 0.0, 0
 
     def run(self, loaded: _Loaded, stopped: Container[int]) -> None:
         """Train to the end, or until the trial is among the `stopped`. What goes wrong with it is reported, not raised.
@@ -115,14 +115,15 @@ class _Trial:
         start again, since the others wait for that rank.
         """
         try:
-            if self._rank == 0 and ray.get(self._mailbox.begin.remote(self._group, self._index)) > MAX_ATTEMPTS:
-                raise RuntimeError(f"Its worker processes died {MAX_ATTEMPTS} times.")
-            self._train(loaded, stopped)
+            attempt = ray.get(self._mailbox.begin.remote(self._group, self._index)) if self._rank == 0 else 0
+            if attempt > self._assignment.max_retries + 1:
+                raise RuntimeError(f"Its worker processes died {attempt - 1} times.")
+            self._train(loaded, stopped, was_begun=self._assignment.begun or attempt > 1)
         except (NotFiniteError, ValueError) as error:  # the same on every rank
-            self._report(None, error=f"{type(error).__name__}: {error}")
+            self._report(None, error=error)
         except Exception as error:
             tail = "".join(traceback.format_exception(error)[-8:])
-            self._report(None, error=f"{type(error).__name__}: {error}\n\n{tail}")
+            self._report(None, error=error, tail=tail)
             if self._world_size > 1:
                 self._finish()
                 raise
@@ -132,33 +133,62 @@ class _Trial:
         if loaded.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _train(self, loaded: _Loaded, stopped: Container[int]) -> None:
+    def _train(self, loaded: _Loaded, stopped: Container[int], was_begun: bool) -> None:
         config, number = self._assignment.config, self._assignment.trial
         data, training, validation = loaded.get(self._assignment.data)
         model = create_model(config, data, loaded.device)
+        optimizers = build_optimizers(config.optimizer, model)
+        store = CheckpointStore(self._assignment.checkpoints)
+        history: list[EpochMetrics] = []
+        state = self._earlier_state(store, was_begun)
+        if state is not None:
+            state.restore(model, optimizers)
+            history, self._earlier = [*state.history], state.seconds
         self._parameters = parameter_count(model)
-        best = -1.0
+        for metrics in history:  # whoever was told of them may be gone
+            self._report(metrics)
         epochs = train(
             model,
             config,
             training,
             validation,
+            optimizers=optimizers,
+            epochs_done=len(history),
             rank=self._rank,
             world_size=self._world_size,
             should_stop=lambda: number in stopped,
         )
-        with BackgroundSaver(CheckpointStore(self._assignment.checkpoints), number) as saver:
+        with BackgroundSaver(store, number) as saver:
             for metrics in epochs:
-                if self._rank == 0 and metrics.val_accuracy > best:
-                    best = metrics.val_accuracy
-                    saver.save(Checkpoint(model.state_dict(), config, metrics.epoch, best))
+                better = metrics.val_accuracy > max((e.val_accuracy for e in history), default=-1.0)
+                history.append(metrics)
+                if self._rank == 0:
+                    seconds = self._earlier + time.time() - self._begun_at
+                    best = Checkpoint(model.state_dict(), config, metrics.epoch, metrics.val_accuracy)
+                    saver.save(TrainingState.of(model, optimizers, config, history, seconds), best if better else None)
                 if metrics.epoch == config.training.epochs:
                     saver.wait()  # who hears that a trial is complete finds its weights
                 self._report(metrics)
 
-    def _report(self, metrics: EpochMetrics | None, error: str | None = None) -> None:
-        """Sent and not waited for: messages of one sender arrive in their order."""
+    def _earlier_state(self, store: CheckpointStore, was_begun: bool) -> TrainingState | None:
+        """The state that the trial's training got to, the same on every rank; None when it begins anew."""
+        content = store.load_state(self._assignment.trial) if was_begun else None
+        if self._world_size > 1:  # another node may not see yet, or no more, what the first one does
+            shared = [content]
+            torch.distributed.broadcast_object_list(shared, src=0)
+            content = shared[0]
+        if content is None:
+            return None
+        try:
+            state = TrainingState.from_bytes(content)
+        except ValueError:  # then it is trained again, which is safe
+            return None
+        return state if state.config == self._assignment.config else None
+
+    def _report(self, metrics: EpochMetrics | None, error: Exception | None = None, tail: str = "") -> None:
+        """Sent and not waited for; the mailbox puts what overtakes in order."""
         if self._rank == 0:
+            self._epochs = metrics.epoch if metrics else self._epochs
             report = Report(
                 group=self._group,
                 metrics=metrics,
@@ -166,11 +196,21 @@ class _Trial:
                 begun_at=self._begun_at,
                 reported_at=time.time(),
                 parameters=self._parameters,
-                error=error,
+                error=f"{type(error).__name__}: {error}{tail and chr(10) * 2 + tail}" if error else None,
+                kind=_kind(error),
                 log=_log_file() if error else None,
+                earlier=self._earlier,
+                after=self._epochs,
             )
             self._mailbox.report.remote(self._assignment.trial, report)
 
     def _finish(self) -> None:
         if self._rank == 0:
             self._mailbox.finish.remote(self._group, self._index)
+
+
+def _kind(error: Exception | None) -> str | None:
+    """Which of the errors it is that are not a trial's like any other."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error):
+        return OUT_OF_MEMORY
+    return STORAGE if isinstance(error, OSError) else None
