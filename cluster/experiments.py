@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,10 @@ class Experiments:
         """Where Ray Train keeps the little it writes while a sweep's worker groups run."""
         return f"{self._storage}/{sweep}/groups"
 
+    def tune_folder(self, sweep: str) -> Path:
+        """Where Ray Tune keeps what it writes while the sweep runs, which nobody reads: always on this machine."""
+        return self.folder.absolute() / sweep / "tune"
+
     def checkpoints(self, sweep: str) -> CheckpointStore:
         """A sweep's checkpoints."""
         return CheckpointStore(self.checkpoints_uri(sweep))
@@ -64,9 +69,12 @@ class Experiments:
         """Where the dashboard exports a trial to: always on this machine."""
         return self.folder.absolute() / sweep / "bundles" / f"trial-{trial:05d}"
 
-    def remove_group_files(self, sweep: str) -> None:
-        """Remove what Ray Train wrote for the sweep's worker groups."""
+    def remove_ray_files(self, sweep: str) -> None:
+        """Remove what Ray Train and Ray Tune wrote for the sweep, also in a run before that was killed."""
         _delete_folder(self.groups_uri(sweep))
+        _delete_folder(str(self.tune_folder(sweep)))
+        with contextlib.suppress(OSError):  # the checkpoints are beside it, unless they are elsewhere
+            self.tune_folder(sweep).parent.rmdir()
 
     def remove_sweep_files(self, sweep: str) -> None:
         """Remove all files of the sweep; the database keeps its record."""

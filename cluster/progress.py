@@ -67,6 +67,11 @@ class Progress:
             last = trial.epochs[-1]
             self._print(f"trial {trial.number}: epoch {last.epoch}/{self._config.epochs}  {last.val_accuracy:.4f}")
 
+    def begun_again(self, trial: RunningTrial) -> None:
+        """Say so, on a terminal above the live display."""
+        after = f"after epoch {len(trial.epochs)}" if trial.epochs else "from the start"
+        self._print(f"trial {trial.number}: the processes that trained it died; it goes on {after}")
+
     def ended(self, trial: RunningTrial, state: str) -> None:
         """Count it, and without a terminal print its line."""
         self._running.pop(trial.number, None)

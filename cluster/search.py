@@ -16,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cluster.config import SweepConfig
+from cluster.lean_tune import keep_actors
 from cluster.study import RunningTrial, SweepStudy
 from trainer.mailbox import NO_GROUP, STORAGE, Assignment, Report
 
@@ -32,6 +33,9 @@ class Watcher(Protocol):
 
     def reported(self, trial: RunningTrial) -> None:
         """The trial's next epoch is recorded."""
+
+    def begun_again(self, trial: RunningTrial) -> None:
+        """The processes that trained the trial died; it goes on after the last epoch that it has."""
 
     def ended(self, trial: RunningTrial, state: str) -> None:
         """The trial is COMPLETE, PRUNED, FAIL or, when the sweep stops before its end, WAITING."""
@@ -131,9 +135,9 @@ class Trials:
             self._end(tune_id, "WAITING", trial.wait)
             return False
         is_new = False
-        if report.metrics is not None or not trial.epochs:
-            trial.begin(report.parameters, report.group, report.begun_at - report.earlier)
         if report.metrics is not None:
+            if trial.begin(report.parameters, report.group, report.begun_at - report.earlier):
+                self._tell(lambda watcher: watcher.begun_again(trial))
             is_new = trial.report(report.metrics, report.seconds)
         if self._first_report:
             self._study.note_startup(report.begun_at - self._begun)
@@ -199,9 +203,15 @@ class StudySearcher(Searcher):
 class StudyScheduler(FIFOScheduler):
     """Tune asks here whether a trial goes on."""
 
-    def __init__(self, trials: Trials) -> None:
+    def __init__(self, trials: Trials, groups: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._trials = trials
+        self._trials, self._actors = trials, groups
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """With the first trial the controller shows itself."""
+        if self._actors:
+            keep_actors(tune_controller, self._actors)
+            self._actors = 0
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Record the epoch; stop the trial when the study prunes it."""

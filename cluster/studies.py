@@ -91,7 +91,7 @@ class Studies:
     ) -> SweepStudy:
         """A new sweep, its baseline or grid enqueued. Raises ValueError when the name is taken."""
         assert self._storage is not None
-        if config.name in self.foreign():
+        if config.name in self.foreign() and not self._remove_unfinished(config.name):
             raise ValueError(f"The database has a study {config.name!r} of another program: choose another --name.")
         if config.name in self.names():
             raise ValueError(
@@ -103,10 +103,19 @@ class Studies:
         study = optuna.create_study(study_name=config.name, storage=self._storage, direction="maximize")
         study.set_user_attr("classes", list(classes))
         study.set_user_attr("image_shape", image_shape)
+        assert self._rdb is not None
+        SweepStudy(study, StudyReader(self._rdb.engine, config.name, study._study_id)).enqueue_first_trials(config)
         study.set_user_attr(SWEEP_ATTRIBUTE, json.dumps(config.to_json()))  # it is a sweep from here on
-        sweep = self.open(config.name)
-        sweep.enqueue_first_trials(config)
-        return sweep
+        return self.open(config.name)
+
+    def _remove_unfinished(self, name: str) -> bool:
+        """Remove what is there of a sweep whose creation was killed half-way; whether the study was one."""
+        assert self._storage is not None
+        study = optuna.load_study(study_name=name, storage=self._storage)
+        unfinished = study.user_attrs.keys() <= {"classes", "image_shape"} and "classes" in study.user_attrs
+        if unfinished:
+            optuna.delete_study(study_name=name, storage=self._storage)
+        return unfinished
 
 
 def _open(url: str) -> optuna.storages.RDBStorage:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,6 +23,7 @@ from cluster.notes import write_note
 from cluster.proposals import INFEASIBLE, Proposals
 from cluster.reading import StudyReader
 from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
+from cluster.writing import create_trial, set_attributes
 from trainer.domains import Value
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.mailbox import OUT_OF_MEMORY
@@ -186,23 +188,20 @@ class SweepStudy:
                     trial._trial_id, name, distribution.to_internal_repr(value), distribution
                 )
             begun = not self._is_first_run
-            return RunningTrial(self._study, trial, unflatten(given), self._proposals, was_begun=begun)
+            return RunningTrial(
+                self._study, self._reader.engine, trial, unflatten(given), self._proposals, was_begun=begun
+            )
         config, chosen = self._proposals.propose()
         trial = self._create(chosen, config)
         self._proposals.note(trial.number)
-        return RunningTrial(self._study, trial, config, self._proposals)
+        return RunningTrial(self._study, self._reader.engine, trial, config, self._proposals)
 
     def _create(self, chosen: FrozenTrial, config: TrialConfig) -> optuna.Trial:
         """A running trial with all its parameters, in one transaction."""
-        # What Optuna's public `add_trial` does, but for the trial's id, which that does not give.
-        entered = self._compatible(chosen)
-        new = optuna.trial.create_trial(
-            state=TrialState.RUNNING,
-            params={name: value for name, (value, _) in entered.items()},
-            distributions={name: distribution for name, (_, distribution) in entered.items()},
-            user_attrs={"config": flatten(config)},
+        trial_id = create_trial(
+            self._reader.engine, self._study._study_id, self._compatible(chosen), {"config": flatten(config)}
         )
-        return optuna.Trial(self._study, self._study._storage.create_new_trial(self._study._study_id, new))
+        return optuna.Trial(self._study, trial_id)
 
     def _compatible(self, chosen: FrozenTrial) -> dict[str, tuple[Any, BaseDistribution]]:
         """What the trial chose, as far as Optuna can record it: a study may not change the choices of a parameter.
@@ -235,16 +234,18 @@ class RunningTrial:
     def __init__(
         self,
         study: optuna.Study,
+        engine: sqlalchemy.Engine,
         trial: optuna.Trial,
         config: TrialConfig,
         proposals: Proposals,
         was_begun: bool = False,
     ) -> None:
-        self._study, self._trial, self.config, self._proposals = study, trial, config, proposals
+        self._study, self._engine, self._trial = study, engine, trial
+        self.config, self._proposals = config, proposals
         self.was_begun = was_begun
-        known = study._storage.get_trial(trial._trial_id)
-        self.epochs = epochs_of(known.user_attrs.get("history", {}))
-        self._reported_before = frozenset(known.intermediate_values)
+        known = study._storage.get_trial(trial._trial_id) if was_begun else None
+        self.epochs = epochs_of(known.user_attrs.get("history", {})) if known else []
+        self._reported_before = frozenset(known.intermediate_values if known else ())
         self._taken: tuple[str, float] | None = None
         self._fits = True
         self.error: str | None = None
@@ -254,14 +255,13 @@ class RunningTrial:
         """The trial's number in the study."""
         return self._trial.number
 
-    def begin(self, parameters: int, group: str, group_began: float) -> None:
-        """Record which worker group has taken it and when, and what is known then. Again and again: once is enough."""
-        if self._taken == (group, group_began):
-            return
-        self._taken = group, group_began
-        self._trial.set_user_attr("parameters", parameters)
-        self._trial.set_user_attr("group", group)
-        self._trial.set_user_attr("group_began", group_began)
+    def begin(self, parameters: int, group: str, group_began: float) -> bool:
+        """Record which worker group has taken it and when, and what is known then; whether one had taken it before in this run."""
+        before, self._taken = self._taken, (group, group_began)
+        if before == self._taken:
+            return False
+        self._set(parameters=parameters, group=group, group_began=group_began)
+        return before is not None
 
     def report(self, metrics: EpochMetrics, train_seconds: float) -> bool:
         """Record an epoch; whether it is new. One that is trained again after a loss takes the place of the epochs from there on."""
@@ -273,9 +273,11 @@ class RunningTrial:
         else:  # Optuna's public interface keeps the first value
             trial_id = self._trial._trial_id
             self._study._storage.set_trial_intermediate_value(trial_id, metrics.epoch, metrics.val_accuracy)
-        self._trial.set_user_attr("history", history(self.epochs))
-        self._trial.set_user_attr("train_seconds", train_seconds)
+        self._set(history=history(self.epochs), train_seconds=train_seconds)
         return True
+
+    def _set(self, **attributes: Any) -> None:
+        set_attributes(self._engine, self._trial._trial_id, attributes)
 
     def should_prune(self) -> bool:
         """Whether the pruner gives the trial up. Never the preset's: it is what the others are compared with."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -128,6 +127,7 @@ def _go_on(
             if study.state != "FINISHED":  # whoever ran it was killed after its last trial
                 study.end_run("FINISHED")
                 _CheckpointKeeper(experiments.checkpoints(name), config.keep_checkpoints, study).tidy(study)
+                experiments.remove_ray_files(name)
             return Outcome(study.read(), "FINISHED", "There is nothing left to do.")
         load_data(config.data, on_progress)
         with connect(address) as nodes:
@@ -202,20 +202,20 @@ def _run_until(
     def to_tune(trial: RunningTrial) -> dict[str, Any]:
         return {"trial": trial.number, "mailbox": mailbox}
 
-    with tempfile.TemporaryDirectory(prefix="convsweep-") as tune_folder, progress:
+    with progress:
         try:
             tuner = tune.Tuner(
                 tune.with_resources(TrialReader, _ALMOST_NOTHING),
                 tune_config=tune.TuneConfig(
                     search_alg=StudySearcher(trials, to_tune),
-                    scheduler=StudyScheduler(trials),
+                    scheduler=StudyScheduler(trials, plan.groups),
                     num_samples=-1,
                     max_concurrent_trials=plan.groups,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     name=config.name,
-                    storage_path=tune_folder,
+                    storage_path=str(experiments.tune_folder(config.name)),
                     verbose=0,
                     stop=SweepStopper(trials),
                     failure_config=tune.FailureConfig(max_failures=config.max_retries),
@@ -235,7 +235,7 @@ def _run_until(
             if lease.is_mine:  # else the trials are those of whoever has it
                 study.end_run(state)
                 keeper.tidy(study)
-                experiments.remove_group_files(config.name)
+                experiments.remove_ray_files(config.name)
     return Outcome(study.read(), state, reason or stop.reason)
 
 
@@ -274,6 +274,9 @@ class _CheckpointKeeper:
     def reported(self, trial: RunningTrial) -> None:
         """Nothing to do."""
 
+    def begun_again(self, trial: RunningTrial) -> None:
+        """Nothing to do."""
+
     def ended(self, trial: RunningTrial, state: str) -> None:
         """A pruned or failed trial's weights go at once, a complete one's when others are better; none has to go on any more."""
         if state != "WAITING":
@@ -308,6 +311,9 @@ class _Hopeless:
         """Nothing to do."""
 
     def reported(self, trial: RunningTrial) -> None:
+        """Nothing to do."""
+
+    def begun_again(self, trial: RunningTrial) -> None:
         """Nothing to do."""
 
     def ended(self, trial: RunningTrial, state: str) -> None:

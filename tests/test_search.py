@@ -33,6 +33,9 @@ class RecordingWatcher:
     def reported(self, trial):
         self.events.append(("reported", trial.number))
 
+    def begun_again(self, trial):
+        self.events.append(("begun again", trial.number))
+
     def ended(self, trial, state):
         self.events.append((state, trial.number))
 
@@ -58,12 +61,13 @@ class Sweep:
             self.study, self.config, groups, self.mailbox, "checkpoints", lambda: self.stop_now, [self.watcher]
         )
         self.searcher = StudySearcher(self.trials, lambda trial: {"trial": trial.number})
-        self.scheduler = StudyScheduler(self.trials)
+        self.scheduler = StudyScheduler(self.trials, groups)
 
-    def report(self, tune_id, epoch=1, accuracy=0.5, error=None, begun_at=100.0, reported_at=101.0):
+    def report(self, tune_id, epoch=1, accuracy=0.5, error=None, begun_at=100.0, reported_at=101.0, kind=None):
         metrics = None if error else EpochMetrics(epoch, 1.0, 1.0, accuracy, 0.1, 10.0, 1.0)
         done = error is not None or epoch == self.config.epochs
-        report = Report("group", metrics, done, begun_at, reported_at, 7, error, "host:/a.err" if error else None)
+        log = "host:/a.err" if error else None
+        report = Report("group", metrics, done, begun_at, reported_at, 7, error, kind=kind, log=log)
         result = {"report": report, "done": done}
         if done:  # as Tune does
             self.scheduler.on_trial_complete(None, TuneTrial(tune_id), result)
@@ -136,6 +140,44 @@ def test_a_lost_group_fails_its_trial_with_the_reason(sweep):
     assert sweep.mailbox.stopped == [0]
 
 
+def test_a_trial_whose_processes_died_goes_on_and_its_watchers_are_told(sweep):
+    sweep.searcher.suggest("a")
+    sweep.report("a", 1, begun_at=100.0)
+    sweep.report("a", 1, begun_at=200.0)  # from the state that it goes on from
+    for epoch in range(2, 5):
+        sweep.report("a", epoch, begun_at=200.0)
+    assert sweep.study.read().trial(0).state == "COMPLETE"
+    assert sweep.watcher.events[1:4] == [("reported", 0), ("begun again", 0), ("reported", 0)]
+
+
+def test_an_actor_that_tune_starts_again_reads_the_same_reports_and_nothing_is_recorded_twice(sweep):
+    sweep.searcher.suggest("a")
+    for epoch in (1, 2, 1, 2, 3, 4):
+        sweep.report("a", epoch, 0.1 * epoch)
+    record = sweep.study.read().trial(0)
+    assert (record.state, record.epochs_done) == ("COMPLETE", 4)
+    assert sweep.watcher.events.count(("reported", 0)) == 4
+
+
+@pytest.mark.parametrize("kind", ["storage", "no worker group"])
+def test_what_no_trial_is_to_blame_for_stops_the_sweep_and_its_trials_wait(sweep, kind):
+    sweep.searcher.suggest("a")
+    sweep.report("a", 1)
+    sweep.report("a", error="OSError: No space left on device", kind=kind)
+    assert SweepStopper(sweep.trials).stop_all()
+    assert "No space left" in sweep.trials.broken
+    assert sweep.study.read().trial(0).state == "WAITING"
+    assert sweep.trials.left()
+
+
+def test_a_trial_that_does_not_fit_into_memory_fails_and_says_so_as_a_constraint(sweep):
+    sweep.searcher.suggest("a")
+    sweep.report("a", error="OutOfMemoryError: CUDA out of memory", kind="out of memory")
+    assert sweep.study.read().trial(0).state == "FAIL"
+    assert sweep.study._study.trials[0].constraints == {"memory": 1.0}
+    assert not sweep.trials.should_stop()
+
+
 def test_a_sweep_that_stops_leaves_its_trials_waiting(sweep):
     sweep.searcher.suggest("a")
     sweep.report("a", 1)
@@ -155,6 +197,19 @@ def test_after_the_time_budget_what_was_asked_for_still_runs_and_nothing_new(tmp
     monkeypatch.setattr(time, "time", lambda: later)
     assert sweep.searcher.suggest("b") == {"trial": 1}
     assert sweep.searcher.suggest("c") == Searcher.FINISHED
+
+
+def test_the_time_that_earlier_runs_took_counts_for_the_time_budget_but_what_had_begun_is_trained_to_its_end(tmp_path):
+    sweep = Sweep(tmp_path, trials=None, time_budget=60)
+    sweep.searcher.suggest("a")
+    sweep.report("a", 1)
+    sweep.study._study.set_user_attr("runs", [{"begun": 0.0, "ended": 61.0, "groups": 1}])
+    again = Studies(Experiments(tmp_path)).open("s")
+    again.begin_run(sweep.config, 1)
+    assert again.unfinished == 2  # the second was asked for ahead of its time
+    trials = Trials(again, sweep.config, 1, sweep.mailbox, "checkpoints", lambda: False, [])
+    assert [trials.next(tune_id).number for tune_id in "bc"] == [0, 1]
+    assert trials.next("d") is None
 
 
 def test_the_time_between_trials_is_from_the_last_report_that_counted_to_the_next_begin(sweep):
