@@ -1,9 +1,9 @@
 """Break sweeps on purpose, on real processes, and see that nothing is lost: one line per case.
 
-    make faults                                        all of it; FAULTS="--kills 2" for the short form
-    python -m bench.faults [--kills 20] [--cases driver rank ...] [--seed 0]
+    make faults                                        all of it; FAULTS="--kills 2 --trials 12" for the short form
+    python -m bench.faults [--kills 20] [--trials 40] [--cases driver rank ...] [--seed 0]
 
-A sweep of 40 digits trials is killed again and again at random moments: its driver, which takes the machine's Ray with it and is
+A sweep of digits trials is killed again and again at random moments: its driver, which takes the machine's Ray with it and is
 followed by `resume`; a random rank; a whole node of a local cluster; Ray's head. Then each way in which a trial can fail by itself
 is provoked. What every rank trains is written to a journal, from which the lost epochs are counted. Exit status 1 if a promise is
 broken.
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--kills", type=int, default=20, help="of the driver and of ranks; nodes and heads get a quarter"
     )
+    parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -52,13 +54,28 @@ def main() -> None:
         before = ours()
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
             began = time.time()
-            wrong, said = CASES[name](Path(folder), given.kills, random.Random(given.seed))
+            wrong, said = CASES[name](Plan(Path(folder), given.kills, given.trials, random.Random(given.seed)))
         left = wait_for_none_left(before)
         wrong += [f"left behind: {left}"] if left else []
         broken += bool(wrong)
         verdict = "; ".join(wrong) if wrong else said
         print(f"{'BROKEN' if wrong else 'holds '}  {name}: {verdict}  ({time.time() - began:.0f} s)", flush=True)
     sys.exit(broken > 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a case is to do, and where."""
+
+    folder: Path
+    kills: int
+    trials: int
+    chance: random.Random
+
+    @property
+    def few(self) -> int:
+        """Of what takes a minute each time."""
+        return max(1, self.kills // 4)
 
 
 # ---- a sweep in a process of its own ----
@@ -75,10 +92,9 @@ def run_here(how: dict[str, Any]) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the ranks need not find this file
     worker_group.work = journaling(how["journal"], how.get("sabotage", {}))
     where, address = Experiments(Path(how["folder"])), how.get("address")
-    if how["resume"]:
-        outcome = sweep.resume("s", where, address, None)
-    else:
-        outcome = sweep.start(make_config(how["settings"]), where, address, None)
+    settings = make_config(how["settings"])
+    resumed = how["resume"]
+    outcome = sweep.resume("s", where, address, None) if resumed else sweep.start(settings, where, address, None)
     print(outcome.state, outcome.reason or "", file=sys.stderr)
     sys.exit(outcome.state != "FINISHED")
 
@@ -139,7 +155,7 @@ class Run:
     def __init__(self, folder: Path, address: str | None = None, sabotage: dict[int, str] | None = None, **own: Any):
         self.folder, self.journal, self.address = folder, folder / "journal", address
         self.sabotage = {str(number): what for number, what in (sabotage or {}).items()}
-        self.settings = {"name": "s", "data": "digits", "trials": 40, "epochs": EPOCHS, "space": NARROW} | own
+        self.settings = {"name": "s", "data": "digits", "epochs": EPOCHS, "space": NARROW} | own
         self.settings.setdefault("cache", str(folder / "cache"))
         self.journal.touch()
 
@@ -294,17 +310,17 @@ def kill_and_resume(
         process = run.start(resume=run.exists())
 
 
-def driver(folder: Path, kills: int, chance: random.Random) -> tuple[list[str], str]:
+def driver(plan: Plan) -> tuple[list[str], str]:
     """Kill the driver at random moments, also while it starts."""
-    run = Run(folder)
-    wrong = kill_and_resume(run, kills, chance, lambda process: process.kill())
-    more, said = run.judge(kills)
+    run = Run(plan.folder, trials=plan.trials)
+    wrong = kill_and_resume(run, plan.kills, plan.chance, lambda process: process.kill())
+    more, said = run.judge(plan.kills)
     return wrong + more, said
 
 
-def head(folder: Path, kills: int, chance: random.Random) -> tuple[list[str], str]:
+def head(plan: Plan) -> tuple[list[str], str]:
     """Kill Ray's head, the processes that hold a cluster together, under the sweep."""
-    run = Run(folder)
+    run = Run(plan.folder, trials=plan.trials)
 
     def kill(process: subprocess.Popen[str]) -> None:
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -312,28 +328,27 @@ def head(folder: Path, kills: int, chance: random.Random) -> tuple[list[str], st
                 if any(word in " ".join(child.cmdline()[:1]) for word in ("gcs_server", "raylet")):
                     child.kill()
 
-    kills = max(1, kills // 4)
-    wrong = kill_and_resume(run, kills, chance, kill)
-    more, said = run.judge(kills)
+    wrong = kill_and_resume(run, plan.few, plan.chance, kill)
+    more, said = run.judge(plan.few)
     return wrong + more, said
 
 
-def rank(folder: Path, kills: int, chance: random.Random) -> tuple[list[str], str]:
+def rank(plan: Plan) -> tuple[list[str], str]:
     """Kill a random rank every few seconds while the sweep runs; nobody resumes it."""
-    run = Run(folder, max_retries=kills)
+    run = Run(plan.folder, trials=plan.trials, max_retries=plan.kills)
     process, killed = run.start(), 0
-    while wait(process, chance.uniform(3, 8)) is None and killed < kills:
+    while wait(process, plan.chance.uniform(3, 8)) is None and killed < plan.kills:
         ranks = [
             child
             for child in psutil.Process(process.pid).children(recursive=True)
             if "RayTrainWorker" in " ".join(_cmdline(child))
         ]
         if ranks:
-            chance.choice(ranks).kill()
+            plan.chance.choice(ranks).kill()
             killed += 1
     status = wait(process, LONG)
     wrong = [f"exit status {status}: {run.said()}"] if status != 0 else []
-    wrong += [f"it ended after {killed} kills"] if killed < kills else []
+    wrong += [f"it ended after {killed} kills"] if killed < plan.kills else []
     more, said = run.judge(killed)
     return wrong + more, said
 
@@ -349,6 +364,7 @@ class Nodes:
     """A cluster of several nodes on this machine, of which the head trains nothing."""
 
     def __init__(self) -> None:
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # such a cluster asks for no token; the sweep inherits it
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -370,22 +386,21 @@ class Nodes:
         self._cluster.shutdown()
 
 
-def node(folder: Path, kills: int, chance: random.Random) -> tuple[list[str], str]:
+def node(plan: Plan) -> tuple[list[str], str]:
     """Kill a node of a cluster with its group and its trial's reader; another comes up."""
-    kills = max(1, kills // 4)
     nodes = Nodes()
     try:
-        run = Run(folder, nodes.address, max_retries=kills)
+        run = Run(plan.folder, nodes.address, trials=plan.trials, max_retries=plan.few)
         process, killed = run.start(), 0
-        while wait(process, chance.uniform(8, 15)) is None and killed < kills:
+        while wait(process, plan.chance.uniform(4, 12)) is None and killed < plan.few:
             if run.trained():
-                nodes.replace(chance)
+                nodes.replace(plan.chance)
                 killed += 1
         status = wait(process, LONG)
     finally:
         nodes.end()
     wrong = [f"exit status {status}: {run.said()}"] if status != 0 else []
-    wrong += [f"it ended after {killed} kills"] if killed < kills else []
+    wrong += [f"it ended after {killed} kills"] if killed < plan.few else []
     more, said = run.judge(killed)
     return wrong + more, said
 
@@ -402,12 +417,12 @@ FAILURES = {
 """Each way in which a trial fails by itself, and what its record is to say."""
 
 
-def failures(folder: Path, kills: int, chance: random.Random) -> tuple[list[str], str]:
+def failures(plan: Plan) -> tuple[list[str], str]:
     """Provoke each failure in some trial: it fails with its cause, and all the others are COMPLETE."""
-    numbers = chance.sample(range(16), len(FAILURES))
+    numbers = plan.chance.sample(range(16), len(FAILURES))
     sabotage = dict(zip(numbers, FAILURES, strict=True))
     own: dict[str, Any] = {"trials": 16, "epochs": 3, "pruner": "none", "max_retries": 1, "epoch_timeout": 10}
-    run = Run(folder, sabotage=sabotage, **own)
+    run = Run(plan.folder, sabotage=sabotage, **own)
     status = wait(run.start(), LONG)
     wrong = [f"exit status {status}: {run.said()}"] if status != 0 else []
     trials = run.trials()
@@ -421,7 +436,7 @@ def failures(folder: Path, kills: int, chance: random.Random) -> tuple[list[str]
     return wrong, f"{', '.join(FAILURES)}: each FAIL with its cause, the other {16 - len(sabotage)} COMPLETE"
 
 
-Case = Callable[[Path, int, random.Random], tuple[list[str], str]]
+Case = Callable[[Plan], tuple[list[str], str]]
 CASES: dict[str, Case] = {"driver": driver, "rank": rank, "node": node, "head": head, "failures": failures}
 
 
