@@ -290,7 +290,7 @@ def kill_and_resume(
     wrong, known, seen, killed = list[str](), dict[int, str](), 0, 0
     process = run.start()
     while True:
-        status = wait(process, chance.uniform(1, 16) if killed < kills else LONG)
+        status = wait(process, chance.uniform(1, 20) if killed < kills else LONG)
         if status is None and killed == kills:
             process.kill()
             return [*wrong, f"it hangs: {run.said()}"]

@@ -357,6 +357,54 @@ def predict(
 
 
 @app.command()
+def clean(
+    name: str,
+    keep: Annotated[
+        int | None, typer.Option(help="Keep the weights of that many best trials. [default: the sweep's]")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Free it without asking.")] = False,
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    storage_path: StoragePath = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a sweep has on disk that it does not need, and free it: weights beyond the best, what killed runs left.
+
+    The record stays, and so does all that unfinished trials go on from.
+    """
+    from cluster.cleaning import clean as find
+
+    where = Experiments(experiments, study_storage, storage_path)
+    surplus = find(name, where, keep, remove=False)
+    tables.show_surplus(surplus, as_json)
+    asked = bool(surplus.files) and not yes and sys.stdin.isatty() and not as_json
+    if surplus.files and (yes or (asked and typer.confirm("Free it?", err=True))):
+        find(name, where, keep, remove=True)
+
+
+@app.command()
+def doctor(
+    data: Annotated[str | None, typer.Option(help="A folder with one sub-folder of images per class.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for what spoils a data set: broken files, duplicates, scarce classes, mixed kinds of images.
+
+    Exit status 1 when there is something that a sweep would refuse or that makes its scores wrong.
+
+    Example:  convsweep doctor --data photos
+    """
+    if data is None:
+        raise ValueError("Say which folder of images to look at: --data FOLDER.")
+    from trainer.inspection import inspect
+
+    with tables.decoding() as on_progress:
+        found = inspect(Path(data), on_progress)
+    tables.show_inspection(found, as_json)
+    if found.errors:
+        raise typer.Exit(1)
+
+
+@app.command()
 def dashboard(
     host: Annotated[
         str, typer.Option(help="The address to listen on; one that others reach needs a login.")

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 from pyarrow import fs
 
 from trainer.checkpoint import CheckpointStore, open_storage
@@ -35,27 +36,26 @@ class Experiments:
         prefix = "sqlite:///"
         return not self.database.startswith(prefix) or Path(self.database.removeprefix(prefix)).exists()
 
-    def check_folder(self) -> None:
-        """Raise ValueError when there is no such folder and none can be made, or nothing can be written into it."""
-        place = self.folder.absolute()
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not place.is_dir():
-            raise ValueError(f"--experiments must name a folder, but {str(place)!r} is a file.")
+    def check(self) -> None:
+        """Raise ValueError when the folder, or where checkpoints go, cannot be written. Leaves nothing there."""
+        _check_local(self.folder, "--experiments")
+        if self.storage_path is None:
+            return
+        if "://" not in self.storage_path:
+            _check_local(Path(self.storage_path), "--storage-path")
+            return
         try:
-            tempfile.TemporaryFile(dir=place).close()
-        except OSError as error:
-            raise ValueError(
-                f"--experiments {str(self.folder)!r} cannot be written: {error.strerror or error}."
-            ) from error
+            CheckpointStore(self.storage_path).check()
+        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(f"--storage-path {self.storage_path!r} cannot be written: {error}") from error
 
     def checkpoints_uri(self, sweep: str) -> str:
         """Where a sweep's checkpoints are."""
-        return f"{self._storage}/{sweep}/checkpoints"
+        return self._stored(f"{sweep}/checkpoints")
 
     def groups_uri(self, sweep: str) -> str:
         """Where Ray Train keeps the little it writes while a sweep's worker groups run."""
-        return f"{self._storage}/{sweep}/groups"
+        return self._stored(f"{sweep}/groups")
 
     def tune_folder(self, sweep: str) -> Path:
         """Where Ray Tune keeps what it writes while the sweep runs, which nobody reads: always on this machine."""
@@ -69,6 +69,15 @@ class Experiments:
         """Where the dashboard exports a trial to: always on this machine."""
         return self.folder.absolute() / sweep / "bundles" / f"trial-{trial:05d}"
 
+    def ray_files(self, sweep: str) -> dict[str, int]:
+        """What Ray wrote for the sweep and a killed run has left, with the sizes in bytes."""
+        found: dict[str, int] = {}
+        for folder in (self.groups_uri(sweep), str(self.tune_folder(sweep))):
+            files, path = open_storage(folder)
+            below = files.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+            found |= {file.path: int(file.size or 0) for file in below if file.type == fs.FileType.File}
+        return found
+
     def remove_ray_files(self, sweep: str) -> None:
         """Remove what Ray Train and Ray Tune wrote for the sweep, also in a run before that was killed."""
         _delete_folder(self.groups_uri(sweep))
@@ -78,15 +87,30 @@ class Experiments:
 
     def remove_sweep_files(self, sweep: str) -> None:
         """Remove all files of the sweep; the database keeps its record."""
-        _delete_folder(f"{self._storage}/{sweep}")
+        _delete_folder(self._stored(sweep))
 
-    @property
-    def _storage(self) -> str:
+    def _stored(self, below: str) -> str:
+        """A path or a URI below the storage path; what a URI has after its path, such as another endpoint, stays at its end."""
         place = self.storage_path or str(self.folder)
-        return place.rstrip("/") if "://" in place else str(Path(place).absolute())
+        if "://" not in place:
+            return f"{Path(place).absolute()}/{below}"
+        path, mark, options = place.partition("?")
+        return f"{path.rstrip('/')}/{below}{mark}{options}"
 
 
 def _delete_folder(uri: str) -> None:
     files, folder = open_storage(uri)
     if files.get_file_info(folder).type == fs.FileType.Directory:
         files.delete_dir(folder)
+
+
+def _check_local(folder: Path, option: str) -> None:
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"{option} must name a folder, but {str(place)!r} is a file.")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise ValueError(f"{option} {str(folder)!r} cannot be written: {error.strerror or error}.") from error

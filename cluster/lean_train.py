@@ -34,7 +34,11 @@ def start_controllers(groups: int) -> Any:
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
     here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}  # type: ignore[attr-defined]
-    env = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
+    env = get_env_vars_to_propagate() | {
+        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+        # Each controller would configure the process's logging; beside one that writes to its log, both wait for ever.
+        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    }
     actor: Any = ray.remote(_Controllers)
     options = {"num_cpus": 0, "max_concurrency": groups, "label_selector": here, "runtime_env": {"env_vars": env}}
     return actor.options(**options).remote()

@@ -19,6 +19,8 @@ from cluster.record import SWEEP_ATTRIBUTE, SweepRecord, SweepSummary
 from cluster.study import SweepStudy
 from trainer.hyperparameters import nearest
 
+PATIENCE = 60.0
+"""So many seconds a database server that has been there is waited for."""
 _CREATIONS = 20
 """How often the tables of a database are tried to be created while another process does."""
 
@@ -126,10 +128,24 @@ def _open(url: str) -> optuna.storages.RDBStorage:
         if sqlite:
             sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
             storage.engine.dispose()  # connections from now on have them
+        else:
+            sqlalchemy.event.listen(storage.engine, "do_connect", _connect_patiently)
         return storage
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise ValueError(f"The study database {_shown(url)!r} cannot be opened: {reason}.") from error
+
+
+def _connect_patiently(dialect: Any, record: object, arguments: Any, options: Any) -> Any:
+    """A server that was there may start again, or the network be away for a while: it is waited for."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return dialect.connect(*arguments, **options)
+        except dialect.dbapi.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
 
 
 def _create_or_open(url: str, arguments: dict[str, Any]) -> optuna.storages.RDBStorage:

@@ -46,7 +46,7 @@ def start(
     """A new sweep. Everything is checked before anything is written; raises ValueError for what cannot be run."""
     if config.name in Studies(experiments).names():
         Studies(experiments, create=True).create(config, ())  # raises: the name is taken
-    experiments.check_folder()
+    experiments.check()
     data = load_data(config.data, on_progress)
     say_skipped(data.skipped)
     with connect(address) as nodes:
@@ -293,11 +293,7 @@ class _CheckpointKeeper:
     def tidy(self, study: SweepStudy) -> None:
         """Once the groups are gone: a group may have saved a trial again after it was given up."""
         waiting = {t.number for t in study.read().trials if t.state == "WAITING"}
-        for number in set(self._store.trials()) - set(self._values) - waiting:
-            self._store.delete(number)
-        for number in set(self._store.states()) - waiting:
-            self._store.delete_state(number)
-        self._store.delete_unfinished()
+        self._store.remove(self._store.surplus(set(self._values), waiting))
 
 
 class _Hopeless:

@@ -17,8 +17,10 @@ from trainer.hyperparameters import in_short, parameter
 from trainer.metrics import EpochMetrics
 
 if TYPE_CHECKING:
+    from cluster.cleaning import Surplus
     from cluster.export import Exported
     from trainer.bundle import Prediction
+    from trainer.inspection import Inspection
 
 
 def _output() -> Console:
@@ -220,6 +222,45 @@ def show_export(exported: Exported, as_json: bool) -> None:
         f"Classify images with it: convsweep predict {folder} IMAGE...",
         soft_wrap=True,
     )
+
+
+def show_surplus(surplus: Surplus, as_json: bool) -> None:
+    """What `clean` has found."""
+    if as_json:
+        _print_json({"files": surplus.files, "bytes": surplus.size, "kept": surplus.kept})
+        return
+    out = _output()
+    for path, size in sorted(surplus.files.items()):
+        out.print(f"{_bytes(size):>10}  {path}", markup=False, soft_wrap=True)
+    stays = f"the weights of trials {', '.join(map(str, surplus.kept))} stay" if surplus.kept else "no weights are kept"
+    what = (
+        f"{_bytes(surplus.size)} in {len(surplus.files)} file(s) are not needed" if surplus.files else "All is needed"
+    )
+    out.print(f"{what}; {stays}.", soft_wrap=True)
+
+
+def show_inspection(found: Inspection, as_json: bool) -> None:
+    """What `doctor` has found in a folder of images."""
+    if as_json:
+        _print_json(found.to_json())
+        return
+    out = _output()
+    for split, counts in found.counts.items():
+        total = sum(counts.values())
+        listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        out.print(f"{split}: {total:,} images in {len(counts)} classes: {listed}", markup=False, soft_wrap=True)
+    for finding in found.findings:
+        out.print(f"{finding.severity}: {finding.text}", markup=False, soft_wrap=True)
+        for line in finding.details[:10]:
+            out.print(f"    {line}", markup=False, soft_wrap=True)
+        if len(finding.details) > 10:
+            out.print(f"    and {len(finding.details) - 10:,} more: --json has all")
+    if not found.findings:
+        out.print("Nothing is wrong with them.")
+
+
+def _bytes(size: int) -> str:
+    return f"{size:,} B" if size < 1000 else f"{size / 1e3:,.1f} kB" if size < 1e6 else f"{size / 1e6:,.1f} MB"
 
 
 def show_predictions(predictions: Sequence[Prediction], as_json: bool) -> None:

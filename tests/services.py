@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 
 def free_port() -> int:
@@ -22,9 +24,25 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class PostgreSQL:
+    """A server of our own, which listens on a socket of this machine alone; `url` is that of an empty database."""
+
+    url: str
+    control: Callable[..., None]
+
+    def start(self) -> None:
+        """Start it; returns when it answers."""
+        self.control("start")
+
+    def stop(self) -> None:
+        """Stop it as a machine that dies does: nobody is told."""
+        self.control("-m", "immediate", "stop")
+
+
 @contextlib.contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """The URL of an empty database of a server of our own, which listens on a socket of this machine alone."""
+def postgresql(folder: Path) -> Iterator[PostgreSQL]:
+    """A running server."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     found = shutil.which("initdb") or (str(binaries[-1] / "initdb") if binaries else None)
     if found is None:
@@ -39,13 +57,47 @@ def postgresql(folder: Path) -> Iterator[str]:
         shutil.chown(folder, "postgres")
     run = {"check": True, "stdout": subprocess.DEVNULL, **as_user}
     subprocess.run([found, "-D", data, "-A", "trust", "-U", "convsweep", "--no-sync"], **run)  # type: ignore[call-overload]
-    control = Path(found).with_name("pg_ctl")
+    program = Path(found).with_name("pg_ctl")
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    subprocess.run([control, "-D", data, "-l", folder / "log", "-w", "-o", options, "start"], **run)  # type: ignore[call-overload]
+
+    def control(*words: str) -> None:
+        subprocess.run([program, "-D", data, "-l", folder / "log", "-w", "-o", options, *words], **run)  # type: ignore[call-overload]
+
+    server = PostgreSQL(f"postgresql://convsweep@127.0.0.1:{port}/postgres", control)
+    server.start()
     try:
-        yield f"postgresql://convsweep@127.0.0.1:{port}/postgres"
+        yield server
     finally:
-        subprocess.run([control, "-D", data, "-m", "immediate", "stop"], **run)  # type: ignore[call-overload]
+        server.stop()
+
+
+@contextlib.contextmanager
+def s3(bucket: str) -> Iterator[str]:
+    """The URI of an empty bucket on a server that speaks S3's protocol, moto's; credentials are any."""
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert server.poll() is None, "moto's server has ended"
+            assert time.monotonic() < deadline, "moto's server does not answer"
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+        files = fs.S3FileSystem(
+            endpoint_override=f"127.0.0.1:{port}",
+            scheme="http",
+            region="us-east-1",
+            access_key="any",
+            secret_key="any",
+            allow_bucket_creation=True,
+        )
+        files.create_dir(bucket)
+        yield f"s3://{bucket}/sweeps?endpoint_override=127.0.0.1%3A{port}&scheme=http&region=us-east-1"
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def chromium() -> str:

@@ -96,6 +96,44 @@ def folders(tmp_path, **classes):
         (["resume", "nothing"], "There are no sweeps yet"),
         (["predict", "nothing", "image.png"], "There is no bundle 'nothing'"),
         (["sweep", "--data", "mnist", "--data-root", "nowhere"], "nowhere' is not a folder"),
+        (["sweep", "--data", "digits", "--trials", "-3"], "trials must be at least 1, but got -3"),
+        (["sweep", "--data", "digits", "--epochs", "0"], "epochs must be at least 1, but got 0"),
+        (["sweep", "--data", "digits", "--keep-checkpoints", "0"], "keep_checkpoints must be at least 1"),
+        (["sweep", "--data", "digits", "--max-retries", "-1"], "max_retries must be at least 0, but got -1"),
+        (["sweep", "--data", "digits", "--epoch-timeout", "0s"], "epoch_timeout must be longer than 0 s"),
+        (["sweep", "--data", "digits", "--epoch-timeout", "soon"], "A duration is a number with s, m, h or d"),
+        (["sweep", "--data", "digits", "--time-budget", "1 fortnight"], "A duration is a number with s, m, h or d"),
+        (["sweep", "--data", "digits", "--time-budget", "0"], "time_budget must be longer than 0 s"),
+        (["sweep", "--data", "digits", "--sampler", "tpee"], "Did you mean 'tpe'"),
+        (["sweep", "--data", "digits", "--pruner", "hyperband"], "pruner must be one of halving, median, none"),
+        (["sweep", "--data", "digits", "--sampler", "grid"], "A grid needs a list of values"),
+        (["sweep", "--data", "digits", "--sampler", "grid", "--warm-start-from", "x"], "learns nothing"),
+        (["sweep", "--data", "digits", "--validation-fraction", "1"], "validation_fraction must lie between 0 and 1"),
+        (["sweep", "--data", "digits", "--image-size", "2"], "image_size must be 4 to 1024 pixels"),
+        (["sweep", "--data", "digits", "--name", ""], "name has 1 to 80 letters"),
+        (["sweep", "--data", "digits", "--name", "a" * 81], "name has 1 to 80 letters"),
+        (["sweep", "--data", "digits", "--name", "con/../../x"], "name has 1 to 80 letters"),
+        (["sweep", "--data", "digits", "--cpus-per-worker", "0"], "cpus_per_worker must be greater than 0"),
+        (["sweep", "--data", "digits", "--groups", "0"], "groups must be at least 1"),
+        (["sweep", "--data", "digits", "--set", "training.epochs=3"], "the sweep's own `epochs`"),
+        (["sweep", "--data", "digits", "--set", "model.kernel_size={low: 3}"], "expected"),
+        (["sweep", "--data", "digits", "--set", "optimizer.learning_rate={low: 1, high: 0.1}"], "low <= high"),
+        (["sweep", "--data", "digits", "--set", "model.kernel_size=[]"], "the list of values is empty"),
+        (["sweep", "--data", "digits", "--set", "model.filters.5=8", "--set", "model.blocks=2"], "at most 2 blocks"),
+        (["sweep", "--data", "digits", "--study-storage", "nonsense"], "cannot be opened"),
+        (["sweep", "--data", "digits", "--study-storage", "oracle://x/y"], "cannot be opened"),
+        (["list", "--study-storage", "mysql://nobody@nowhere/x"], "cannot be opened"),
+        (
+            ["sweep", "--data", "digits", "--storage-path", "gopher://x"],
+            "--storage-path 'gopher://x' cannot be written",
+        ),
+        (["sweep", "--data", "digits", "--storage-path", "/proc/x"], "--storage-path '/proc/x' cannot be written"),
+        (["sweep", "--data", "digits", "--experiments", "/proc/x"], "--experiments '/proc/x' cannot be written"),
+        (["extend", "nothing", "--trials", "3"], "There are no sweeps yet"),
+        (["clean", "nothing"], "There are no sweeps yet"),
+        (["doctor"], "--data FOLDER"),
+        (["doctor", "--data", "nowhere"], "There is no folder 'nowhere'"),
+        (["predict", "/proc", "image.png"], "is not a bundle"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_status_2_and_leaves_nothing(convsweep, tmp_path, words, sentence):
@@ -212,6 +250,70 @@ def test_what_extend_refuses_leaves_the_record_as_it_is(convsweep, finished):
         assert status == 2
         assert sentence in err
         assert finished.read().config.trials == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "--trials, --time-budget or both"),
+        (["--trials", "0"], "trials must be at least 1, but got 0"),
+        (["--time-budget", "soon"], "A duration is a number"),
+        (["--trials", "1", "--set", "model.kernel_sizes=3"], "Did you mean 'model.kernel_size'"),
+    ],
+)
+def test_what_extend_cannot_give_is_refused(convsweep, finished, words, sentence):
+    before = finished.read()
+    status, _, err = convsweep("extend", "s", *words)
+    assert (status, finished.read()) == (2, before)
+    assert sentence in err
+
+
+def test_a_warm_start_from_a_sweep_that_is_not_there_leaves_no_sweep(convsweep, finished):
+    status, _, err = convsweep("sweep", "--data", "digits", "--name", "t", "--warm-start-from", "r")
+    assert status == 2
+    assert "There is no sweep 'r'" in err
+    assert json.loads(convsweep("list", "--json")[1])[0]["name"] == "s"
+    assert len(json.loads(convsweep("list", "--json")[1])) == 1
+
+
+def test_a_sweep_that_another_process_runs_is_not_run_twice(convsweep, finished):
+    finished._study.set_user_attr("state", "INTERRUPTED")
+    with finished.lease(False, print):
+        for words in (["resume", "s"], ["extend", "s", "--trials", 2], ["resume", "s", "--takeover"], ["clean", "s"]):
+            status, _, err = convsweep(*words)
+            assert status == 2
+            assert "is being run by process" in err
+
+
+def test_a_sweep_that_was_killed_after_its_last_trial_is_finished_by_resume(convsweep, finished, tmp_path):
+    finished._study.set_user_attr("state", "RUNNING")
+    (tmp_path / "experiments/s/tune").mkdir(parents=True)
+    status, _, err = convsweep("resume", "s")
+    assert (status, "nothing left to do" in err, finished.state) == (0, True, "FINISHED")
+    assert not (tmp_path / "experiments/s").exists()
+
+
+def test_clean_shows_what_is_not_needed_and_frees_it_on_request(convsweep, finished, tmp_path):
+    left = tmp_path / "experiments/s/checkpoints/trial-00001.state"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"12345")
+    status, out, _ = convsweep("clean", "s")
+    assert (status, left.exists()) == (0, True)
+    assert "5 B" in out
+    assert convsweep("clean", "s", "--yes")[0] == 0
+    assert not left.exists()
+    assert "All is needed" in convsweep("clean", "s")[1]
+
+
+def test_doctor_says_what_is_wrong_and_fails_for_what_must_be_mended(convsweep, tmp_path):
+    root = folders(tmp_path, cats=25, dogs=25)
+    assert convsweep("doctor", "--data", root)[0] == 1  # the same images under two classes
+    (root / "cats" / "x.png").write_text("no image")
+    status, out, _ = convsweep("doctor", "--data", root, "--json")
+    found = json.loads(out)
+    assert status == 1
+    assert found["counts"] == {"train": {"cats": 25, "dogs": 25}}
+    assert [f["severity"] for f in found["findings"]] == ["error", "error"]
 
 
 def test_malformed_yaml_is_named_with_its_line(convsweep, tmp_path):

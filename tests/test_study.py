@@ -122,6 +122,16 @@ def test_the_sampler_learns_from_the_trials_of_this_run_and_of_those_before(wher
     assert sum(run(again) for _ in range(10)) >= 7
 
 
+def test_a_sweep_whose_creation_was_killed_half_way_can_be_created_again(where):
+    Studies(where, create=True)
+    half = optuna.create_study(study_name="s", storage=where.database, direction="maximize")
+    half.set_user_attr("classes", ["a", "b"])
+    half.enqueue_trial({"x": 1})
+    study, _ = create(where)
+    assert [t.state for t in study.read().trials] == ["WAITING"]
+    assert study.read().trials[0].preset == "default"
+
+
 def interrupted(where, *accuracies, **settings):
     """A sweep whose process was killed in its first trial, after these epochs, and which is run again."""
     study, chosen = create(where, **settings)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,12 @@ class CheckpointStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._files, self._root = open_storage(uri)
+
+    def check(self) -> None:
+        """Raise OSError when nothing can be written; leaves no file there."""
+        probe = f"{self._root}/.{uuid.uuid4().hex}"
+        self._write(probe, b"x")
+        self._remove(probe)
 
     def save(self, trial: int, checkpoint: Checkpoint) -> None:
         """Write the trial's checkpoint in place of its last one, whose analysis is removed.
@@ -124,11 +130,8 @@ class CheckpointStore:
 
     def trials(self) -> list[int]:
         """The numbers of the trials that have a checkpoint."""
-        return [number for number, ending in self._present() if ending == _WEIGHTS]
-
-    def states(self) -> list[int]:
-        """The numbers of the trials that have a state to go on from."""
-        return [number for number, ending in self._present() if ending == _STATE]
+        parts = [_parts(file.base_name) for file in self._listed()]
+        return sorted(number for number, ending in parts if ending == _WEIGHTS and number is not None)
 
     def delete(self, trial: int) -> None:
         """Remove the trial's checkpoint and its analysis, if there are any."""
@@ -139,18 +142,27 @@ class CheckpointStore:
         """Remove the state of the trial's training, if there is one."""
         self._remove(self._state_path(trial))
 
-    def delete_unfinished(self) -> None:
-        """Remove what was being written when its writer died. Nobody may be writing."""
+    def surplus(self, keep: Set[int], unfinished: Set[int]) -> dict[str, int]:
+        """The files that nobody needs, with their sizes in bytes, while nobody writes.
+
+        Needed are the weights and the analyses of the trials to `keep`, and all of the `unfinished` ones. What was being written when
+        its writer died is never.
+        """
+        found, weights = {}, set(self.trials())
         for file in self._listed():
-            if file.base_name.endswith(_WRITING):
-                self._remove(file.path)
+            number, ending = _parts(file.base_name)
+            needed = number in unfinished or (number in keep and number in weights and ending != _STATE)
+            if ending is not None and not needed:
+                found[file.path] = int(file.size or 0)
+        return found
+
+    def remove(self, files: Iterable[str]) -> None:
+        """Remove these of the files that `surplus` gave."""
+        for path in files:
+            self._remove(path)
 
     def _listed(self) -> list[fs.FileInfo]:
         return list(self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True)))
-
-    def _present(self) -> list[tuple[int, str]]:
-        matches = [re.fullmatch(r"trial-(\d+)(\..+)", file.base_name) for file in self._listed()]
-        return sorted((int(match[1]), match[2]) for match in matches if match)
 
     def _path(self, trial: int) -> str:
         return f"{self._root}/trial-{trial:05d}{_WEIGHTS}"
@@ -184,6 +196,14 @@ class CheckpointStore:
         if self._files.get_file_info(path).type != fs.FileType.NotFound:
             with contextlib.suppress(FileNotFoundError):  # another process removed it in between
                 self._files.delete_file(path)
+
+
+def _parts(name: str) -> tuple[int | None, str | None]:
+    """The trial that a file belongs to, and its ending; (None, None) for a file that is not the store's."""
+    match = re.fullmatch(r"trial-(\d+)(\..+)", name)
+    if match and match[2] in (_WEIGHTS, _STATE, _ANALYSIS):
+        return int(match[1]), match[2]
+    return (None, _WRITING) if name.endswith(_WRITING) else (None, None)
 
 
 def _header(content: bytes) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -45,13 +46,20 @@ class BrokenImageError(ValueError):
     """A file that cannot be read as an image."""
 
 
-def is_grayscale(path: Path) -> bool:
-    """Whether the file holds a grayscale image; reads no more than its header. Raises BrokenImageError."""
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The file as Pillow opens it, no more than its header read. Damage that shows inside is a BrokenImageError too."""
     try:
         with Image.open(path) as image:
-            return image.mode in GRAYSCALE_MODES
+            yield image
     except _DAMAGE as error:
         raise _broken(path, error) from error
+
+
+def is_grayscale(path: Path) -> bool:
+    """Whether the file holds a grayscale image; reads no more than its header. Raises BrokenImageError."""
+    with opened(path) as image:
+        return image.mode in GRAYSCALE_MODES
 
 
 def read_image(source: Path | IO[bytes], height: int, width: int, channels: int) -> NDArray[np.uint8]:
