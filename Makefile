@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench faults check format install docs clean
+.PHONY: demo test bench faults fuzz check format install docs clean
 
 demo: $(READY)  ## a sweep on the handwritten digits, its ranking, an exported model and three predictions
 	@rm -rf demo
@@ -39,6 +39,9 @@ bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DAT
 
 faults: $(READY)  ## break sweeps on purpose and see that nothing is lost; FAULTS="--kills 2 --trials 12" for the short form
 	$(BIN)/python -m bench.faults $(FAULTS)
+
+fuzz: $(READY)  ## throw damaged and hostile input at what reads files
+	$(BIN)/python -m bench.fuzz
 
 docs: $(READY)  ## write the tables that are derived from the code
 	$(BIN)/python -m tests.derived_docs

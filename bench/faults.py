@@ -392,7 +392,7 @@ def node(plan: Plan) -> tuple[list[str], str]:
     try:
         run = Run(plan.folder, nodes.address, trials=plan.trials, max_retries=plan.few)
         process, killed = run.start(), 0
-        while wait(process, plan.chance.uniform(4, 12)) is None and killed < plan.few:
+        while wait(process, plan.chance.uniform(3, 8)) is None and killed < plan.few:
             if run.trained():
                 nodes.replace(plan.chance)
                 killed += 1

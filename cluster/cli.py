@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster import tables
+from cluster import model_commands, tables
 from cluster.config import KEYS, make_config, parse_duration, read_sweep_file
 from cluster.experiments import Experiments
 from cluster.options import (
@@ -37,13 +37,8 @@ from cluster.options import (
     default_root,
     free_name,
 )
-from cluster.plan import GroupShape
-from cluster.progress import say_skipped
-from cluster.record import SweepRecord, TrialRecord
 from cluster.studies import Studies
 from trainer.data import DataConfig
-from trainer.hyperparameters import TrialConfig, flatten, refuse_without_effect, unflatten
-from trainer.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from cluster.sweep import Outcome
@@ -206,154 +201,13 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one trial: its configuration, its epochs, and why it failed if it did."""
-    tables.show_trial(_find_trial(Studies(Experiments(experiments, study_storage)).read(name), trial), as_json)
-
-
-@app.command()
-def train(
-    data: Data = None,
-    preset_name: Annotated[
-        str | None, typer.Option("--preset", help=f"Start from: {', '.join(PRESETS)}. [default: default]")
-    ] = None,
-    epochs: Epochs = None,
-    set_: Set = None,
-    seed: Seed = None,
-    to: Annotated[Path | None, typer.Option(help="Also export the trained model into this folder.")] = None,
-    workers: Workers = None,
-    cpus_per_worker: CpusPerWorker = None,
-    gpus_per_worker: GpusPerWorker = None,
-    validation_fraction: Annotated[float | None, typer.Option(help="Share held out to choose the best epoch.")] = None,
-    image_size: ImageSize = None,
-    skip_broken: SkipBroken = None,
-    data_root: DataRoot = None,
-    cache: Cache = None,
-    address: Address = None,
-    experiments: Folder = DEFAULT_FOLDER,
-    storage_path: StoragePath = None,
-    as_json: Json = False,
-) -> None:
-    """Train one configuration, without a search, and score its best epoch on the test split.
-
-    The hyperparameters and their values are in docs/hyperparameters.md.
-
-    Example:  convsweep train --data mnist --preset mnist-3conv --set optimizer.learning_rate=0.002
-    """
-    if data is None:
-        raise ValueError(f"Say which data: --data with {DATA_HELP}")
-    given = assignments(set_) | {
-        key: value for key, value in (("training.epochs", epochs), ("training.seed", seed)) if value is not None
-    }
-    config: TrialConfig = unflatten(given, preset(preset_name or "default"))
-    refuse_without_effect(given, config)
-    settings: dict[str, Any] = {"data_root": data_root}
-    default_root(settings)
-    choices = {
-        "root": settings["data_root"],
-        "cache": cache,
-        "image_size": image_size,
-        "validation_fraction": validation_fraction,
-        "skip_broken": skip_broken,
-    }
-    data_config = DataConfig(data=data, **{key: value for key, value in choices.items() if value is not None})
-    own_shape = {"workers": workers, "cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
-    asked = {key: value for key, value in own_shape.items() if value is not None}
-    shape = GroupShape(**asked, groups=1)  # type: ignore[arg-type]
-    from cluster.export import export as write
-    from cluster.export import rebuild, score_splits
-    from cluster.single import train_here, train_on_group
-    from trainer.bundle import check_target
-    from trainer.data import load_data
-    from trainer.model import parameter_count
-
-    if to:
-        check_target(to)  # not only when the training is through
-    with tables.decoding() as on_progress:
-        images = load_data(data_config, on_progress)
-    say_skipped(images.skipped)
-    if asked or address:
-        training = train_on_group(config, data_config, shape, Experiments(experiments, None, storage_path), address)
-    else:
-        training = train_here(config, images)
-    tables.follow(training.epochs, config.training.epochs)
-    assert training.checkpoint is not None
-    model = rebuild(training.checkpoint, images)
-    scores = score_splits(model, images)
-    if to:
-        write(training.checkpoint, images, data_config, to)
-    speeds = sorted(e.images_per_second for e in training.history)
-    tables.show_training(
-        {
-            "val_accuracy": scores["validation"].accuracy,
-            "test_accuracy": scores["test"].accuracy if "test" in scores else None,
-            "epochs": len(training.history),
-            "best_epoch": training.checkpoint.epoch,
-            "train_seconds": round(training.seconds, 3),
-            "images_per_second": round(speeds[len(speeds) // 2], 1),
-            "parameters": parameter_count(model),
-            "bundle": str(to) if to else None,
-            "config": flatten(config),
-            "history": [e.to_json() for e in training.history],
-        },
-        as_json,
+    tables.show_trial(
+        model_commands.find_trial(Studies(Experiments(experiments, study_storage)).read(name), trial), as_json
     )
 
 
-@app.command()
-def export(
-    name: str,
-    trial: Annotated[str, typer.Option(help="A trial's number, or best.")] = "best",
-    to: Annotated[Path | None, typer.Option(help="The folder. [default: bundles/NAME-TRIAL]")] = None,
-    samples: Annotated[
-        int, typer.Option(help="Also write this many test images into samples/, to try the bundle with.")
-    ] = 0,
-    data_root: DataRoot = None,
-    cache: Cache = None,
-    experiments: Folder = DEFAULT_FOLDER,
-    study_storage: StudyStorage = None,
-    storage_path: StoragePath = None,
-    as_json: Json = False,
-) -> None:
-    """Export a trial's model as a bundle: a folder that classifies images without convsweep."""
-    if samples < 0:
-        raise ValueError(f"--samples must be at least 0, but got {samples}.")
-    where = Experiments(experiments, study_storage, storage_path)
-    sweep_record = Studies(where).read(name)
-    record = _find_trial(sweep_record, trial)
-    from cluster.export import export_trial
-
-    folder = to or Path("bundles") / f"{name}-{record.number}"
-    with tables.decoding() as on_progress, tables.working(f"exporting trial {record.number} to {folder}"):
-        exported = export_trial(
-            where,
-            sweep_record,
-            record,
-            folder,
-            data_root=data_root,
-            cache=cache,
-            samples=samples,
-            on_progress=on_progress,
-        )
-    tables.show_export(exported, as_json)
-
-
-@app.command()
-def predict(
-    bundle: Path,
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(help="How many classes to show for each image.")] = 5,
-    as_json: Json = False,
-) -> None:
-    """Classify images with a bundle. Needs no Ray, no sweep and no data set."""
-    if top < 1:
-        raise ValueError(f"--top must be at least 1, but got {top}.")
-    from trainer.bundle import Bundle
-
-    loaded = Bundle(bundle)
-    files = [file for path in images for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    files = [file for file in files if not file.is_dir() and not file.name.startswith(".")]
-    if not files:
-        raise ValueError(f"There are no images in {', '.join(map(repr, map(str, images)))}.")
-    tables.show_predictions(list(loaded.predict(files, top)), as_json)
+for command in (model_commands.train, model_commands.export, model_commands.predict, model_commands.doctor):
+    app.command()(command)
 
 
 @app.command()
@@ -380,28 +234,6 @@ def clean(
     asked = bool(surplus.files) and not yes and sys.stdin.isatty() and not as_json
     if surplus.files and (yes or (asked and typer.confirm("Free it?", err=True))):
         find(name, where, keep, remove=True)
-
-
-@app.command()
-def doctor(
-    data: Annotated[str | None, typer.Option(help="A folder with one sub-folder of images per class.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Look for what spoils a data set: broken files, duplicates, scarce classes, mixed kinds of images.
-
-    Exit status 1 when there is something that a sweep would refuse or that makes its scores wrong.
-
-    Example:  convsweep doctor --data photos
-    """
-    if data is None:
-        raise ValueError("Say which folder of images to look at: --data FOLDER.")
-    from trainer.inspection import inspect
-
-    with tables.decoding() as on_progress:
-        found = inspect(Path(data), on_progress)
-    tables.show_inspection(found, as_json)
-    if found.errors:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -454,14 +286,6 @@ def _report(outcome: Outcome, where: Experiments, as_json: bool) -> None:
     tables.show_outcome(outcome.sweep, outcome.state, outcome.reason, str(where.folder), as_json)
     if outcome.state != "FINISHED":
         raise typer.Exit(130 if outcome.state == "INTERRUPTED" else 1)
-
-
-def _find_trial(sweep: SweepRecord, trial: str) -> TrialRecord:
-    if trial == "best":
-        return sweep.best_or_error()
-    if not trial.isdecimal():
-        raise ValueError(f"A trial is a number or `best`, but got {trial!r}.")
-    return sweep.trial(int(trial))
 
 
 if __name__ == "__main__":

@@ -240,6 +240,8 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
             given[name] = parse_duration(given[name])
     if "time_budget" in given and "trials" not in given:
         given["trials"] = None
+    if "data" not in given:
+        raise ValueError(f"A sweep needs data: {', '.join(NAMES)}, or a folder of images.")
     data = DataConfig(**{_DATA_KEYS[key]: given[key] for key in _DATA_KEYS if key in given})
     data.check()
     shape = GroupShape(**{key: given[key] for key in _SHAPE_KEYS if key in given})

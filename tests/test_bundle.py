@@ -166,17 +166,17 @@ def test_what_somebody_put_beside_a_bundle_is_not_lost(written, tmp_path, digits
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("classes.json", '["a", "b"]', "classes.json has 2 classes, but model.pt2 gives 10"),
+        ("classes.json", '["a", "b"]', "size mismatch for classifier.weight"),
         ("classes.json", "[]", "classes.json: it must be a list"),
         ("classes.json", '{"a": 1}', "classes.json: it must be a list"),
-        ("config.json", {"height": 9}, "takes no images of the shape that config.json says"),
-        ("config.json", {"channels": 3}, "takes no images of the shape that config.json says"),
+        ("config.json", {"channels": 3}, "weights.safetensors does not fit to config.json"),
+        ("config.json", {"height": 10**9}, "at most 4096"),
         ("config.json", {"height": -8}, "must be whole numbers above 0"),
         ("config.json", {"height": "8"}, "must be whole numbers above 0"),
         ("config.json", 99, "it is of format 99, but this convsweep reads format 1"),
         ("metrics.json", "{", "metrics.json: "),
         ("weights.safetensors", "nothing", "weights.safetensors: "),
-        ("model.pt2", "nothing", "model.pt2 cannot be read"),
+        ("model.pt2", "nothing", "model.pt2: File is not a zip file"),
     ],
 )
 def test_a_bundle_whose_files_do_not_agree_is_refused(written, tmp_path, capfd, caplog, name, content, sentence):

@@ -133,7 +133,7 @@ def folders(tmp_path, **classes):
         (["clean", "nothing"], "There are no sweeps yet"),
         (["doctor"], "--data FOLDER"),
         (["doctor", "--data", "nowhere"], "There is no folder 'nowhere'"),
-        (["predict", "/proc", "image.png"], "is not a bundle"),
+        (["predict", "/proc", "image.png"], "'/proc' is no bundle"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_status_2_and_leaves_nothing(convsweep, tmp_path, words, sentence):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -158,17 +159,19 @@ def test_of_many_at_once_one_gets_it(where: Experiments) -> None:
 @pytest.mark.parametrize(
     ("holder", "state"),
     [
-        (None, "RUNNING"),
-        (Holder.me(), "RUNNING"),
-        (elsewhere(1), "RUNNING"),
-        (elsewhere(100), "INTERRUPTED"),
-        (replace(Holder.me(), started=1.0), "INTERRUPTED"),
+        (lambda: None, "RUNNING"),
+        (Holder.me, "RUNNING"),
+        (lambda: elsewhere(1), "RUNNING"),
+        (lambda: elsewhere(100), "INTERRUPTED"),
+        (lambda: replace(Holder.me(), started=1.0), "INTERRUPTED"),
     ],
 )
-def test_a_sweep_whose_process_is_gone_is_interrupted(where: Experiments, holder: Holder | None, state: str) -> None:
+def test_a_sweep_whose_process_is_gone_is_interrupted(
+    where: Experiments, holder: Callable[[], Holder | None], state: str
+) -> None:
     mine = study(where)
     mine.begin_run(mine.config, groups=1)
-    put(where, holder)
+    put(where, holder())
     assert mine.read().state == state
     assert Studies(where).summaries()[0].state == state
     assert json.loads(json.dumps(Studies(where).summaries()[0].to_json()))["state"] == state

@@ -62,7 +62,7 @@ def test_checkpoints_states_and_analyses_live_on_s3_as_in_a_folder(bucket: str) 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: str, tmp_path: Path) -> None:
     other = bucket.replace("convsweep-test", "no-such-bucket")
-    with pytest.raises(ValueError, match="--storage-path .*no-such-bucket.* cannot be written"):
+    with pytest.raises(ValueError, match=r"--storage-path .*no-such-bucket.* cannot be written"):
         Experiments(tmp_path, None, other).check()
     Experiments(tmp_path, None, bucket).check()
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import logging
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ from torch import Tensor, nn
 from trainer.batches import ImageTensors
 from trainer.data import ImageData
 from trainer.evaluation import Scores
-from trainer.hyperparameters import TrialConfig, flatten
+from trainer.hyperparameters import ModelConfig, TrialConfig, flatten, unflatten
 from trainer.images import name_of, read_image, to_image
-from trainer.model import Classifier
+from trainer.model import Classifier, build_model
 from trainer.model_card import model_card
 
 FORMAT = 1
@@ -34,6 +33,8 @@ FILES = ("model.pt2", "weights.safetensors", "config.json", "classes.json", "met
 SAMPLES = "samples"
 MAX_DIFFERENCE = 1e-4
 VERIFIED_IMAGES = 256
+MAX_SIDE = 4096
+"""Pixels of the largest image that a bundle may ask for: what is read from a stranger is not to fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +187,18 @@ class Prediction:
         return {"path": self.path, "label": label, "probability": probability, "top": [list(pair) for pair in self.top]}
 
 
-def _read_facts(folder: Path) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    """The images' shape (C, H, W) and the classes that a bundle's files say. Raises ValueError for files that are not whole."""
+@dataclass(frozen=True)
+class _Facts:
+    """What a bundle's files say: the images' shape (C, H, W), the classes, the network and its weights."""
+
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    model: ModelConfig
+    weights: Mapping[str, Tensor]
+
+
+def _read_facts(folder: Path) -> _Facts:
+    """Raises ValueError for files that are not whole."""
     name = "config.json"
     try:
         config = json.loads((folder / name).read_text())
@@ -196,37 +207,54 @@ def _read_facts(folder: Path) -> tuple[tuple[int, int, int], tuple[str, ...]]:
                 f"it is of format {config['convsweep_bundle']!r}, but this convsweep reads format {FORMAT}"
             )
         shape = tuple(config["image"][side] for side in ("channels", "height", "width"))
-        if not all(type(side) is int and side > 0 for side in shape):
+        if not all(type(side) is int and 0 < side <= MAX_SIDE for side in shape):
             raise ValueError(
-                f"an image's channels, height and width must be whole numbers above 0, but it says {shape}"
+                f"an image's channels, height and width must be whole numbers above 0, at most {MAX_SIDE}, but it says {shape}"
             )
+        model = unflatten(config["hyperparameters"]).model
         name = "classes.json"
         classes = json.loads((folder / name).read_text())
         if not (isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)):
             raise ValueError("it must be a list of the classes' names")
         name = "metrics.json"
         json.loads((folder / name).read_text())
+        name = "model.pt2"
+        zipfile.ZipFile(folder / name).close()
         name = "weights.safetensors"
-        with safetensors.safe_open(folder / name, "pt"):
-            pass
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        weights = safetensors.torch.load_file(folder / name)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,  # of JSON in JSON in JSON
+        zipfile.BadZipFile,
+        safetensors.SafetensorError,
+    ) as error:
         raise ValueError(f"{str(folder)!r} is no whole bundle: {name}: {str(error)[:200]}.") from error
-    return cast(tuple[int, int, int], shape), tuple(classes)
+    return _Facts(cast(tuple[int, int, int], shape), tuple(classes), model, weights)
 
 
-@contextlib.contextmanager
-def _torch_silent() -> Iterator[None]:
-    """torch logs a traceback about an archive that it cannot read, and raises an error as well."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+def _rebuild(facts: _Facts) -> Classifier:
+    """The network that the hyperparameters say, with the weights. Raises ValueError where they do not fit together."""
+    channels = facts.image_shape[0]
+    nothing = (0.0,) * channels
+    with torch.device("meta"):  # what is too large for its weights takes no memory
+        model = build_model(facts.model, facts.image_shape, len(facts.classes), nothing, nothing)
     try:
-        yield
-    finally:
-        logging.disable(before)
+        model.load_state_dict(facts.weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+    return model.to(memory_format=torch.channels_last).eval()
 
 
 class Bundle:
-    """A bundle that was read from its folder. Raises ValueError when the folder is none."""
+    """A bundle that was read from its folder. Raises ValueError when the folder is none.
+
+    The network is built from the hyperparameters and the weights. The graph, model.pt2, is for those who have no convsweep: torch
+    runs what a graph holds when it loads it, so one should know where it comes from; numbers and JSON are safe from anybody.
+    """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -236,27 +264,21 @@ class Bundle:
             raise ValueError(
                 f"{str(folder)!r} is no bundle: it has no {missing[0]}. Bundles are written by `convsweep export`."
             )
-        self.image_shape, self.classes = _read_facts(folder)
+        facts = _read_facts(folder)
+        self.image_shape, self.classes = facts.image_shape, facts.classes
         try:
-            with _torch_silent():
-                self._program = torch.export.load(folder / "model.pt2").module()
-            answer = self.probabilities(np.zeros((1, *self.image_shape), np.uint8))
-        except Exception as error:  # a damaged archive makes torch raise nearly anything
-            reason = str(error).split("\n", 1)[0][:200]
+            self._model = Probabilities(_rebuild(facts))
+            self.probabilities(np.zeros((1, *self.image_shape), np.uint8))
+        except (ValueError, RuntimeError) as error:  # the latter of tensors of a wrong type
+            reason = str(error).split("\n", 1)[0][:300]
             raise ValueError(
-                f"{str(folder)!r} is no whole bundle: model.pt2 cannot be read, or takes no images of the shape that config.json "
-                f"says: {type(error).__name__}: {reason}."
+                f"{str(folder)!r} is no whole bundle: weights.safetensors does not fit to config.json and classes.json: {reason}."
             ) from error
-        if answer.shape != (1, len(self.classes)):
-            raise ValueError(
-                f"{str(folder)!r} is no whole bundle: classes.json has {len(self.classes)} classes, but model.pt2 gives "
-                f"{answer.shape[-1]} probabilities."
-            )
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities `(N, classes)` of uint8 images `(N, C, H, W)`."""
         with torch.inference_mode():
-            return cast(NDArray[np.float32], self._program(torch.from_numpy(images)).numpy())
+            return cast(NDArray[np.float32], self._model(torch.from_numpy(images)).numpy())
 
     def predict(self, sources: Sequence[Path | IO[bytes]], top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
         """The predictions for image files, or open files of a stranger, in their order: `read_image` says which may be read.
