@@ -52,7 +52,7 @@ def postgresql(folder: Path) -> Iterator[PostgreSQL]:
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, *folder.parents):
         if as_user and place.is_relative_to(folder.parents[2]):
-            place.chmod(0o755)  # the other user has to get there
+            place.chmod(place.stat().st_mode | 0o055)  # the other user has to get there
     if as_user:
         shutil.chown(folder, "postgres")
     run = {"check": True, "stdout": subprocess.DEVNULL, **as_user}
