@@ -112,8 +112,9 @@ def journaling(journal: str, sabotage: dict[str, str]) -> Callable[[dict[str, An
 
             def train(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
                 for metrics in loop(model, *args, **options):
-                    with Path(journal).open("a") as file:
-                        file.write(f"{number} {metrics.epoch}\n")
+                    if self._rank == 0:
+                        with Path(journal).open("a") as file:
+                            file.write(f"{number} {metrics.epoch}\n")
                     yield metrics
                     provoke(sabotage.get(str(number)), model)
 
@@ -335,9 +336,19 @@ def head(plan: Plan) -> tuple[list[str], str]:
 
 def rank(plan: Plan) -> tuple[list[str], str]:
     """Kill a random rank every few seconds while the sweep runs; nobody resumes it."""
-    run = Run(plan.folder, trials=plan.trials, max_retries=plan.kills)
+    return kill_ranks(plan, plan.kills)
+
+
+def pair(plan: Plan) -> tuple[list[str], str]:
+    """The same where two ranks train each trial together: the one that is left cannot go on alone."""
+    return kill_ranks(plan, plan.few, workers=2)
+
+
+def kill_ranks(plan: Plan, kills: int, **own: Any) -> tuple[list[str], str]:
+    """Kill so many ranks, one after the other."""
+    run = Run(plan.folder, trials=plan.trials, max_retries=kills, **own)
     process, killed = run.start(), 0
-    while wait(process, plan.chance.uniform(3, 8)) is None and killed < plan.kills:
+    while wait(process, plan.chance.uniform(3, 8)) is None and killed < kills:
         ranks = [
             child
             for child in psutil.Process(process.pid).children(recursive=True)
@@ -348,7 +359,7 @@ def rank(plan: Plan) -> tuple[list[str], str]:
             killed += 1
     status = wait(process, LONG)
     wrong = [f"exit status {status}: {run.said()}"] if status != 0 else []
-    wrong += [f"it ended after {killed} kills"] if killed < plan.kills else []
+    wrong += [f"it ended after {killed} kills"] if killed < kills else []
     more, said = run.judge(killed)
     return wrong + more, said
 
@@ -437,7 +448,14 @@ def failures(plan: Plan) -> tuple[list[str], str]:
 
 
 Case = Callable[[Plan], tuple[list[str], str]]
-CASES: dict[str, Case] = {"driver": driver, "rank": rank, "node": node, "head": head, "failures": failures}
+CASES: dict[str, Case] = {
+    "driver": driver,
+    "rank": rank,
+    "pair": pair,
+    "node": node,
+    "head": head,
+    "failures": failures,
+}
 
 
 if __name__ == "__main__":

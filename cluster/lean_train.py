@@ -29,18 +29,27 @@ class _Controllers:
         return controller.get_result()
 
 
+def this_node() -> dict[str, str]:
+    """The label selector of the node that this process is on: what the whole sweep hangs on is not to be lost with another."""
+    return {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}  # type: ignore[attr-defined]
+
+
 def start_controllers(groups: int) -> Any:
     """The actor for the controllers of that many groups, on this node."""
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
-    here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}  # type: ignore[attr-defined]
     env = get_env_vars_to_propagate() | {
         "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
         # Each controller would configure the process's logging; beside one that writes to its log, both wait for ever.
         "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     }
     actor: Any = ray.remote(_Controllers)
-    options = {"num_cpus": 0, "max_concurrency": groups, "label_selector": here, "runtime_env": {"env_vars": env}}
+    options = {
+        "num_cpus": 0,
+        "max_concurrency": groups,
+        "label_selector": this_node(),
+        "runtime_env": {"env_vars": env},
+    }
     return actor.options(**options).remote()
 
 

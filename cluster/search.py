@@ -53,10 +53,11 @@ class Trials:
         checkpoints: str,
         should_stop: Callable[[], bool],
         watchers: Sequence[Watcher],
+        is_ours: Callable[[], bool] = lambda: True,
     ) -> None:
         self._study, self._config, self._ahead = study, config, groups
         self._mailbox, self._checkpoints = mailbox, checkpoints
-        self._told_to_stop, self._watchers = should_stop, watchers
+        self._told_to_stop, self._watchers, self._is_ours = should_stop, watchers, is_ours
         self._begun = time.time()
         self._seconds_before = study.seconds_run() if config.time_budget is not None else 0.0
         self.broken: str | None = None
@@ -128,7 +129,9 @@ class Trials:
         return tune_id in self._running
 
     def report(self, tune_id: str, report: Report) -> bool:
-        """Record what a worker group says; whether the trial goes on."""
+        """Record what a worker group says; whether the trial goes on. Another process's sweep is left alone."""
+        if not self._is_ours():
+            return False
         trial = self._running[tune_id]
         if report.kind in (STORAGE, NO_GROUP):
             self.broken = f"{report.error} Trial {trial.number} waits, and nothing that was finished is lost."
@@ -162,7 +165,9 @@ class Trials:
 
     def stop(self, tune_id: str) -> None:
         """Tune ends a trial that is not over, because the sweep stops."""
-        if tune_id in self._running:
+        if not self._is_ours():
+            self._waiting += self._running.pop(tune_id, None) is not None
+        elif tune_id in self._running:
             self._end(tune_id, "WAITING", self._running[tune_id].wait)
 
     def _end(self, tune_id: str, state: str, tell: Callable[[], None]) -> None:

@@ -197,6 +197,7 @@ def _run_until(
         experiments.checkpoints_uri(config.name),
         should_stop=lambda: stop.event.is_set() or hopeless.reason is not None,
         watchers=watchers,
+        is_ours=lambda: lease.is_mine,
     )
 
     def to_tune(trial: RunningTrial) -> dict[str, Any]:

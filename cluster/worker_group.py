@@ -7,6 +7,7 @@ that reads the trial's reports there, whichever group trains it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Callable
@@ -17,9 +18,9 @@ import ray
 import ray.train
 from ray import tune
 
-from cluster.lean_train import lean_trainer, start_controllers
+from cluster.lean_train import lean_trainer, start_controllers, this_node
 from cluster.plan import Plan
-from trainer.mailbox import Mailbox, Report, work
+from trainer.mailbox import Mailbox, Report, says_that_a_rank_is_lost, work
 
 MAX_RESTARTS = 100
 """How often a group's processes are started again after a death before the group is given up."""
@@ -36,7 +37,8 @@ class WorkerGroups:
         actor: Any = ray.remote(Mailbox)
         # It takes no CPU from the ranks; as many calls may wait in it as there are ranks and readers.
         self._up = False
-        self.mailbox: Any = actor.options(num_cpus=0, max_concurrency=10_000).remote(names)
+        options = {"num_cpus": 0, "max_concurrency": 10_000, "label_selector": this_node()}
+        self.mailbox: Any = actor.options(**options).remote(names)
         self._controllers = start_controllers(plan.groups)
         trainer = lean_trainer(self._controllers, with_process_groups=plan.workers > 1)
         self._threads = {
@@ -111,10 +113,10 @@ class _TellDeaths(ray.train.UserCallback):
         self._mailbox, self._group = mailbox, group
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """The first rank's own exception says most; ranks that lost it say that they did."""
-        first = min(worker_exceptions)
-        cause = str(worker_exceptions[first]).strip().splitlines()
-        ray.get(self._mailbox.died.remote(self._group, cause[0] if cause else type(worker_exceptions[first]).__name__))
+        """Tell why: not by a rank that only lost another one."""
+        told = [str(error).strip() or type(error).__name__ for _, error in sorted(worker_exceptions.items())]
+        cause = min(told, key=says_that_a_rank_is_lost)
+        ray.get(self._mailbox.died.remote(self._group, cause.splitlines()[0]))
 
 
 def _run_group(mailbox: Any, group: str, plan: Plan, storage: str, trainer: Any) -> None:
@@ -135,4 +137,5 @@ def _run_group(mailbox: Any, group: str, plan: Plan, storage: str, trainer: Any)
             ),
         ).fit()
     except Exception as error:
-        ray.get(mailbox.fail.remote(group, f"The worker group was lost: {error}"))
+        with contextlib.suppress(ray.exceptions.RayError):  # the sweep is over, and the mailbox gone
+            ray.get(mailbox.fail.remote(group, f"The worker group was lost: {error}"))

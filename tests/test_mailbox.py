@@ -328,7 +328,15 @@ def test_the_trial_of_a_group_that_died_is_taken_by_whichever_group_is_free() ->
     assert run(scenario()) == [0, 1, 0, 2]
 
 
-@pytest.mark.parametrize(("cause", "kind"), [("killed", None), ("the node was running low on memory", OUT_OF_MEMORY)])
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        ("killed", None),
+        ("the node was running low on memory", OUT_OF_MEMORY),
+        ("CUDA out of memory. Tried to allocate 2 GiB", OUT_OF_MEMORY),
+        ("Some common causes include: the process was killed by the OOM killer", None),
+    ],
+)
 def test_a_trial_whose_processes_die_again_and_again_fails_with_the_cause(cause: str, kind: str | None) -> None:
     async def scenario() -> tuple[Report, int | None]:
         mailbox = await mailbox_with(0, 1)

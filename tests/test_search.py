@@ -52,13 +52,22 @@ class TuneTrial:
 
 
 class Sweep:
+    ours = True
+
     def __init__(self, folder, groups=1, **settings):
         self.config = make_config({"name": "s", "data": "digits", "trials": 4, "epochs": 4} | settings)
         self.study = Studies(Experiments(folder), create=True).create(self.config, [])
         self.study.begin_run(self.config, groups)
         self.mailbox, self.watcher, self.stop_now = RecordingMailbox(), RecordingWatcher(), False
         self.trials = Trials(
-            self.study, self.config, groups, self.mailbox, "checkpoints", lambda: self.stop_now, [self.watcher]
+            self.study,
+            self.config,
+            groups,
+            self.mailbox,
+            "checkpoints",
+            lambda: self.stop_now,
+            [self.watcher],
+            lambda: self.ours,
         )
         self.searcher = StudySearcher(self.trials, lambda trial: {"trial": trial.number})
         self.scheduler = StudyScheduler(self.trials, groups)
@@ -188,6 +197,18 @@ def test_a_sweep_that_stops_leaves_its_trials_waiting(sweep):
     assert sweep.study.read().trial(0).state == "WAITING"
     sweep.study.end_run("INTERRUPTED")
     assert sweep.study.counts()["RUNNING"] == 0
+
+
+def test_a_sweep_that_another_process_has_taken_over_is_left_alone(sweep):
+    sweep.searcher.suggest("a")
+    sweep.report("a", 1)
+    before = sweep.study.read()
+    sweep.ours, sweep.stop_now = False, True
+    assert sweep.report("a", 2) == TrialScheduler.STOP
+    sweep.searcher.on_trial_complete("a", {})
+    assert sweep.study.read() == before
+    assert before.trial(0).state == "RUNNING"
+    assert sweep.trials.left()
 
 
 def test_after_the_time_budget_what_was_asked_for_still_runs_and_nothing_new(tmp_path, monkeypatch):

@@ -72,6 +72,11 @@ class Report:
 OUT_OF_MEMORY, STORAGE, NO_GROUP = "out of memory", "storage", "no worker group"
 
 
+def says_that_a_rank_is_lost(error: str) -> bool:
+    """Whether it is what a rank says that waited for another, which has ended: gloo's words, and those of NCCL."""
+    return any(words in error for words in ("closed by peer", "reset by peer", "gloo/transport", "ncclRemoteError"))
+
+
 def kill(rank: Any) -> None:
     """End the process of a rank, an actor, at once."""
     import ray
@@ -159,7 +164,8 @@ class Mailbox:
             trial, attempts = assignment.trial, self._attempts[assignment.trial]
             if attempts > assignment.max_retries:
                 often = f"Its worker processes died {attempts} times, the last time: {cause}"
-                memory = OUT_OF_MEMORY if "running low on memory" in cause else None  # what Ray's memory monitor says
+                # What torch and Ray's memory monitor say.
+                memory = OUT_OF_MEMORY if "out of memory" in cause or "running low on memory" in cause else None
                 self._reports[trial].append(_failed(group, often, members.log, memory))
             elif trial not in self._stopped:
                 back.append(assignment)

@@ -22,7 +22,7 @@ from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
 from trainer.loop import NotFiniteError, create_model, train
-from trainer.mailbox import OUT_OF_MEMORY, STORAGE, Assignment, Report
+from trainer.mailbox import OUT_OF_MEMORY, STORAGE, Assignment, Report, says_that_a_rank_is_lost
 from trainer.metrics import EpochMetrics
 from trainer.model import parameter_count
 from trainer.objective import build_optimizers
@@ -112,7 +112,7 @@ class _Trial:
         """Train to the end, or until the trial is among the `stopped`. What goes wrong with it is reported, not raised.
 
         With several ranks, an error that only one of them may have had is raised after the report: the group has to
-        start again, since the others wait for that rank.
+        start again, since the others wait for that rank. That another rank is lost is raised without a report.
         """
         try:
             attempt = ray.get(self._mailbox.begin.remote(self._group, self._index)) if self._rank == 0 else 0
@@ -122,6 +122,8 @@ class _Trial:
         except (NotFiniteError, ValueError) as error:  # the same on every rank
             self._report(None, error=error)
         except Exception as error:
+            if self._world_size > 1 and says_that_a_rank_is_lost(str(error)):
+                raise  # the group starts again, and the trial goes on
             tail = "".join(traceback.format_exception(error)[-8:])
             self._report(None, error=error, tail=tail)
             if self._world_size > 1:
