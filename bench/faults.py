@@ -336,26 +336,28 @@ def head(plan: Plan) -> tuple[list[str], str]:
 
 def rank(plan: Plan) -> tuple[list[str], str]:
     """Kill a random rank every few seconds while the sweep runs; nobody resumes it."""
-    return kill_ranks(plan, plan.kills)
+    return kill_some(plan, plan.kills, "RayTrainWorker")
 
 
 def pair(plan: Plan) -> tuple[list[str], str]:
     """The same where two ranks train each trial together: the one that is left cannot go on alone."""
-    return kill_ranks(plan, plan.few, workers=2)
+    return kill_some(plan, plan.few, "RayTrainWorker", workers=2)
 
 
-def kill_ranks(plan: Plan, kills: int, **own: Any) -> tuple[list[str], str]:
-    """Kill so many ranks, one after the other."""
+def reader(plan: Plan) -> tuple[list[str], str]:
+    """Kill the actors that read the trials' reports for Tune."""
+    return kill_some(plan, plan.few, "TrialReader")
+
+
+def kill_some(plan: Plan, kills: int, what: str, **own: Any) -> tuple[list[str], str]:
+    """Kill so many processes of that name while the sweep runs, one after the other."""
     run = Run(plan.folder, trials=plan.trials, max_retries=kills, **own)
     process, killed = run.start(), 0
     while wait(process, plan.chance.uniform(3, 8)) is None and killed < kills:
-        ranks = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "RayTrainWorker" in " ".join(_cmdline(child))
-        ]
-        if ranks:
-            plan.chance.choice(ranks).kill()
+        children = psutil.Process(process.pid).children(recursive=True)
+        found = [child for child in children if what in " ".join(_cmdline(child))]
+        if found:
+            plan.chance.choice(found).kill()
             killed += 1
     status = wait(process, LONG)
     wrong = [f"exit status {status}: {run.said()}"] if status != 0 else []

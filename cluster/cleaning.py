@@ -32,7 +32,9 @@ def clean(name: str, where: Experiments, keep: int | None, remove: bool) -> Surp
         )
     study = Studies(where).open(name)
     with study.lease(takeover=False, on_lost=_ignore):
-        sweep, store = study.read(), where.checkpoints(name)
+        sweep = study.read()
+        where = where.of(sweep.storage_path)
+        store = where.checkpoints(name)
         has = set(store.trials())
         complete = [t.number for t in sweep.trials if t.state == "COMPLETE" and t.number in has]
         kept = complete[: keep or sweep.config.keep_checkpoints]

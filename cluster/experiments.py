@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,6 +48,17 @@ class Experiments:
             CheckpointStore(self.storage_path).check()
         except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(f"--storage-path {self.storage_path!r} cannot be written: {error}") from error
+
+    def of(self, storage_path: str | None) -> Experiments:
+        """The same with the storage path that a sweep was started with, unless another was said."""
+        return replace(self, storage_path=self.storage_path or storage_path)
+
+    @property
+    def recorded_storage(self) -> str | None:
+        """The storage path as a sweep's record has it, so that nobody has to say it again; never one with a password in it."""
+        if self.storage_path is None or "://" not in self.storage_path:
+            return self.storage_path and str(Path(self.storage_path).absolute())
+        return None if "@" in self.storage_path else self.storage_path
 
     def checkpoints_uri(self, sweep: str) -> str:
         """Where a sweep's checkpoints are."""

@@ -32,7 +32,7 @@ class Exported:
 
 def load_trial(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) -> Checkpoint:
     """The weights of a sweep's trial. Raises ValueError, with the trials that have theirs, when they were not kept."""
-    store = experiments.checkpoints(sweep.name)
+    store = experiments.of(sweep.storage_path).checkpoints(sweep.name)
     try:
         return store.load(trial.number)
     except FileNotFoundError as error:

@@ -62,6 +62,7 @@ class StudyReader:
                 runs=tuple(attributes.get("runs", ())),
                 trials=self._last.trials if self._last and not changed else rank(list(self._trials.values())),
                 notes=_notes(system, self._trials),
+                storage_path=attributes.get("storage_path"),
             )
             if record != self._last:
                 self._last = record

@@ -92,8 +92,8 @@ class SweepRecord:
     """A sweep as the database had it at one moment; `trials` are best first: complete ones by value, then pruned ones, then the rest.
 
     `state` is NEW, RUNNING, FINISHED, INTERRUPTED or FAILED, `image_shape` (C, H, W) of every image; `runs` are the times at
-    which it ran (a resumed sweep has several), `notes` what people wrote: under None to the sweep, under a number to a trial.
-    `stamp` is this process's own number of the record.
+    which it ran (a resumed sweep has several), `storage_path` where its checkpoints are if not in the experiments folder, `notes`
+    what people wrote: under None to the sweep, under a number to a trial. `stamp` is this process's own number of the record.
     """
 
     name: str
@@ -104,6 +104,7 @@ class SweepRecord:
     runs: tuple[Mapping[str, Any], ...]
     trials: tuple[TrialRecord, ...]
     notes: Mapping[int | None, str] = field(default_factory=dict)
+    storage_path: str | None = None
     stamp: int = field(default_factory=itertools.count().__next__, compare=False)
 
     @property

@@ -105,6 +105,7 @@ class Studies:
         study = optuna.create_study(study_name=config.name, storage=self._storage, direction="maximize")
         study.set_user_attr("classes", list(classes))
         study.set_user_attr("image_shape", image_shape)
+        study.set_user_attr("storage_path", self._where.recorded_storage)
         assert self._rdb is not None
         SweepStudy(study, StudyReader(self._rdb.engine, config.name, study._study_id)).enqueue_first_trials(config)
         study.set_user_attr(SWEEP_ATTRIBUTE, json.dumps(config.to_json()))  # it is a sweep from here on
@@ -114,7 +115,8 @@ class Studies:
         """Remove what is there of a sweep whose creation was killed half-way; whether the study was one."""
         assert self._storage is not None
         study = optuna.load_study(study_name=name, storage=self._storage)
-        unfinished = study.user_attrs.keys() <= {"classes", "image_shape"} and "classes" in study.user_attrs
+        known = study.user_attrs.keys()
+        unfinished = "classes" in known and known <= {"classes", "image_shape", "storage_path"}
         if unfinished:
             optuna.delete_study(study_name=name, storage=self._storage)
         return unfinished

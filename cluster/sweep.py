@@ -122,7 +122,7 @@ def _go_on(
     with study.lease(takeover, on_lost=stop.because) as lease:
         if lease.before is not None:
             study.close_lost_run(ended=lease.before.beat)
-        config = how(study)
+        config, experiments = how(study), experiments.of(study.read().storage_path)
         if _is_done(study, config):
             if study.state != "FINISHED":  # whoever ran it was killed after its last trial
                 study.end_run("FINISHED")

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.config import make_config
 from cluster.experiments import Experiments
+from cluster.studies import Studies
 from tests.services import s3
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.hyperparameters import TrialConfig
@@ -37,6 +39,24 @@ def test_a_uri_keeps_its_options_at_its_end() -> None:
     assert where.checkpoints_uri("s") == "s3://bucket/a/s/checkpoints?endpoint_override=x&scheme=http"
     assert Experiments(Path("experiments"), None, "s3://bucket/a").groups_uri("s") == "s3://bucket/a/s/groups"
     assert Experiments(Path("/e")).checkpoints_uri("s") == "/e/s/checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("said", "recorded"),
+    [
+        (None, None),
+        ("s3://bucket/a", "s3://bucket/a"),
+        ("s3://key:secret@bucket/a", None),
+        ("/shared/sweeps", "/shared/sweeps"),
+    ],
+)
+def test_a_sweep_knows_where_its_checkpoints_are(tmp_path: Path, said: str | None, recorded: str | None) -> None:
+    where = Experiments(tmp_path, None, said)
+    Studies(where, create=True).create(make_config({"name": "s", "data": "digits"}), ["a", "b"])
+    found = Studies(Experiments(tmp_path)).read("s").storage_path
+    assert found == recorded
+    assert Experiments(tmp_path).of(found).storage_path == recorded
+    assert Experiments(tmp_path, None, "/moved").of(found).storage_path == "/moved"
 
 
 def test_checkpoints_states_and_analyses_live_on_s3_as_in_a_folder(bucket: str) -> None:
@@ -108,8 +128,9 @@ def test_a_full_disk_is_an_error_and_what_was_there_stays_whole(small_disk: Path
 
 @pytest.mark.slow
 def test_a_sweep_on_a_full_disk_says_so_and_goes_on_when_there_is_room(small_disk: Path, tmp_path: Path) -> None:
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cluster.cli", *map(str, words), "--storage-path", str(small_disk)]
+    def run(*words: object, storage: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cluster.cli", *map(str, words)]
+        command += ["--storage-path", str(small_disk)] if storage else []
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     full = run("sweep", "--data", "digits", "--trials", 3, "--epochs", 2, "--name", "s", "--pruner", "none")
@@ -128,6 +149,6 @@ def test_a_sweep_on_a_full_disk_says_so_and_goes_on_when_there_is_room(small_dis
     )[0]
     assert (listed["state"], listed["trials"]["FAIL"], listed["trials"]["RUNNING"]) == ("FAILED", 0, 0)
     subprocess.run(["mount", "-o", "remount,size=80m", str(small_disk)], check=True)
-    going_on = run("resume", "s", "--json")
+    going_on = run("resume", "s", "--json", storage=False)  # it knows
     assert going_on.returncode == 0, going_on.stderr
     assert [t["state"] for t in json.loads(going_on.stdout)["trials"]] == ["COMPLETE"] * 3
