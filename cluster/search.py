@@ -18,7 +18,8 @@ from ray.tune.search import Searcher
 from cluster.config import SweepConfig
 from cluster.lean_tune import keep_actors
 from cluster.study import RunningTrial, SweepStudy
-from trainer.mailbox import NO_GROUP, STORAGE, Assignment, Report
+from trainer.failures import NO_GROUP, STORAGE
+from trainer.mailbox import Assignment, Report
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

@@ -25,8 +25,8 @@ from cluster.reading import StudyReader
 from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
 from cluster.writing import create_trial, set_attributes
 from trainer.domains import Value
+from trainer.failures import OUT_OF_MEMORY
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
-from trainer.mailbox import OUT_OF_MEMORY
 from trainer.metrics import EpochMetrics, epochs_of, history
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -20,7 +20,8 @@ from ray import tune
 
 from cluster.lean_train import lean_trainer, start_controllers, this_node
 from cluster.plan import Plan
-from trainer.mailbox import Mailbox, Report, says_that_a_rank_is_lost, work
+from trainer.failures import says_that_a_rank_is_lost
+from trainer.mailbox import Mailbox, Report, work
 
 MAX_RESTARTS = 100
 """How often a group's processes are started again after a death before the group is given up."""
@@ -38,7 +39,7 @@ class WorkerGroups:
         # It takes no CPU from the ranks; as many calls may wait in it as there are ranks and readers.
         self._up = False
         options = {"num_cpus": 0, "max_concurrency": 10_000, "label_selector": this_node()}
-        self.mailbox: Any = actor.options(**options).remote(names)
+        self.mailbox: Any = actor.options(**options).remote(names, ray.kill)
         self._controllers = start_controllers(plan.groups)
         trainer = lean_trainer(self._controllers, with_process_groups=plan.workers > 1)
         self._threads = {

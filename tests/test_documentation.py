@@ -65,7 +65,7 @@ def test_every_command_is_shown_in_the_readme() -> None:
         ("sweeep --data digits", "no command 'sweeep'"),
         ("rank demo --best", "[Nn]o such option.*--best"),
         ("extend demo --trials N", "valid int"),
-        ("clean", "Missing .*NAME"),
+        ("clean --keep 2", "Missing .*name"),
         ("resume a b", "unexpected extra argument"),
         ("--hepl", "no option '--hepl'"),
     ],

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import pytest
 
 from trainer.data import DataConfig
+from trainer.failures import NO_GROUP, OUT_OF_MEMORY
 from trainer.hyperparameters import TrialConfig
-from trainer.mailbox import NO_GROUP, OUT_OF_MEMORY, Assignment, Mailbox, Report
+from trainer.mailbox import Assignment, Mailbox, Report
 from trainer.metrics import EpochMetrics
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ def report(epoch: int | None, *, done: bool = False, error: str | None = None, a
 
 async def mailbox_with(*trials: int, groups: str = "abc") -> Mailbox:
     """A mailbox for the groups a, b and c, in which these trials wait."""
-    mailbox = Mailbox(list(groups))
+    mailbox = Mailbox(list(groups), kill=lambda rank: None)
     for trial in trials:
         await mailbox.post(assignment(trial))
     return mailbox

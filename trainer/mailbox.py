@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.data import DataConfig
+from trainer.failures import NO_GROUP, kind_of
 from trainer.hyperparameters import TrialConfig
 from trainer.metrics import EpochMetrics
 
@@ -69,29 +70,14 @@ class Report:
         return self.earlier + self.reported_at - self.begun_at
 
 
-OUT_OF_MEMORY, STORAGE, NO_GROUP = "out of memory", "storage", "no worker group"
-
-
-def says_that_a_rank_is_lost(error: str) -> bool:
-    """Whether it is what a rank says that waited for another, which has ended: gloo's words, and those of NCCL."""
-    return any(words in error for words in ("closed by peer", "reset by peer", "gloo/transport", "ncclRemoteError"))
-
-
-def kill(rank: Any) -> None:
-    """End the process of a rank, an actor, at once."""
-    import ray
-
-    ray.kill(rank)
-
-
 class Mailbox:
     """An actor, one per sweep. All waiting is done here: nobody polls, and a group never waits for whoever feeds it.
 
     `groups` are the names of the groups that there will be. They take assignments from one queue, whichever is free; their
-    reports are kept by trial number.
+    reports are kept by trial number. `kill` ends a rank's process, whatever it is at.
     """
 
-    def __init__(self, groups: Sequence[str], kill: Callable[[Any], None] = kill) -> None:
+    def __init__(self, groups: Sequence[str], kill: Callable[[Any], None]) -> None:
         self._queue: deque[Assignment] = deque()
         self._groups = {name: _Group() for name in groups}
         self._reports: dict[int, list[Report]] = {}
@@ -164,9 +150,7 @@ class Mailbox:
             trial, attempts = assignment.trial, self._attempts[assignment.trial]
             if attempts > assignment.max_retries:
                 often = f"Its worker processes died {attempts} times, the last time: {cause}"
-                # What torch and Ray's memory monitor say.
-                memory = OUT_OF_MEMORY if "out of memory" in cause or "running low on memory" in cause else None
-                self._reports[trial].append(_failed(group, often, members.log, memory))
+                self._reports[trial].append(_failed(group, often, members.log, kind_of(cause)))
             elif trial not in self._stopped:
                 back.append(assignment)
         self._queue.extendleft(reversed(back))

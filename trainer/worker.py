@@ -21,8 +21,9 @@ from trainer.background import BackgroundSaver
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
+from trainer.failures import kind_of, says_that_a_rank_is_lost
 from trainer.loop import NotFiniteError, create_model, train
-from trainer.mailbox import OUT_OF_MEMORY, STORAGE, Assignment, Report, says_that_a_rank_is_lost
+from trainer.mailbox import Assignment, Report
 from trainer.metrics import EpochMetrics
 from trainer.model import parameter_count
 from trainer.objective import build_optimizers
@@ -199,7 +200,7 @@ class _Trial:
                 reported_at=time.time(),
                 parameters=self._parameters,
                 error=f"{type(error).__name__}: {error}{tail and chr(10) * 2 + tail}" if error else None,
-                kind=_kind(error),
+                kind=kind_of(error) if error else None,
                 log=_log_file() if error else None,
                 earlier=self._earlier,
                 after=self._epochs,
@@ -209,10 +210,3 @@ class _Trial:
     def _finish(self) -> None:
         if self._rank == 0:
             self._mailbox.finish.remote(self._group, self._index)
-
-
-def _kind(error: Exception | None) -> str | None:
-    """Which of the errors it is that are not a trial's like any other."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error):
-        return OUT_OF_MEMORY
-    return STORAGE if isinstance(error, OSError) else None
