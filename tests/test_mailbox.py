@@ -231,6 +231,18 @@ def test_reports_that_overtake_each_other_are_read_in_their_order() -> None:
     assert found[4].error == "out of memory"
 
 
+def test_an_error_in_an_epoch_that_is_trained_again_is_told() -> None:
+    """The epoch was reported, but its state not yet written when the processes died."""
+
+    async def scenario() -> list[str | None]:
+        mailbox = await mailbox_with(0)
+        for one in (report(1), report(2), report(1), report(None, done=True, error="out of memory", after=1)):
+            await mailbox.report(0, one)
+        return [(await mailbox.read(0, position)).error for position in range(3)]
+
+    assert run(scenario()) == [None, None, "out of memory"]
+
+
 # ---- groups that start again ----
 
 

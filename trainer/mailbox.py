@@ -60,11 +60,6 @@ class Report:
     after: int = 0
 
     @property
-    def position(self) -> int:
-        """Its place among the trial's reports."""
-        return self.after if self.metrics is None else self.metrics.epoch - 1
-
-    @property
     def seconds(self) -> float:
         """How long the trial has been trained so far."""
         return self.earlier + self.reported_at - self.begun_at
@@ -82,6 +77,7 @@ class Mailbox:
         self._groups = {name: _Group() for name in groups}
         self._reports: dict[int, list[Report]] = {}
         self._early: dict[int, dict[int, Report]] = defaultdict(dict)
+        self._errors: dict[int, Report] = {}
         self._attempts: Counter[int] = Counter()
         self._stopped: list[int] = []
         self._failure: str | None = None
@@ -229,9 +225,15 @@ class Mailbox:
         """Add a report. An epoch that a restarted group went through again is dropped; one that overtook another waits for it."""
         async with self._changed:
             reports, early = self._reports[trial], self._early[trial]
-            early[report.position] = report
-            while len(reports) in early:
-                reports.append(early.pop(len(reports)))
+            if report.metrics is None:
+                self._errors[trial] = report
+            elif report.metrics.epoch > len(reports):
+                early[report.metrics.epoch] = report
+            while len(reports) + 1 in early:
+                reports.append(early.pop(len(reports) + 1))
+            # After a loss there may be more epochs here than the one who fails knows of.
+            if trial in self._errors and len(reports) >= self._errors[trial].after:
+                reports.append(self._errors.pop(trial))
             self._changed.notify_all()
 
     async def finish(self, group: str, index: int) -> None:
