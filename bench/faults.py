@@ -346,16 +346,16 @@ def pair(plan: Plan) -> tuple[list[str], str]:
 
 def reader(plan: Plan) -> tuple[list[str], str]:
     """Kill the actors that read the trials' reports for Tune."""
-    return kill_some(plan, plan.few, "TrialReader")
+    return kill_some(plan, plan.few, "TrialReader", "ResourceTrainable")
 
 
-def kill_some(plan: Plan, kills: int, what: str, **own: Any) -> tuple[list[str], str]:
-    """Kill so many processes of that name while the sweep runs, one after the other."""
+def kill_some(plan: Plan, kills: int, *names: str, **own: Any) -> tuple[list[str], str]:
+    """Kill so many processes of one of these names while the sweep runs, one after the other."""
     run = Run(plan.folder, trials=plan.trials, max_retries=kills, **own)
     process, killed = run.start(), 0
     while wait(process, plan.chance.uniform(3, 8)) is None and killed < kills:
         children = psutil.Process(process.pid).children(recursive=True)
-        found = [child for child in children if what in " ".join(_cmdline(child))]
+        found = [child for child in children if any(name in " ".join(_cmdline(child)) for name in names)]
         if found:
             plan.chance.choice(found).kill()
             killed += 1
@@ -454,6 +454,7 @@ CASES: dict[str, Case] = {
     "driver": driver,
     "rank": rank,
     "pair": pair,
+    "reader": reader,
     "node": node,
     "head": head,
     "failures": failures,

@@ -25,6 +25,8 @@ from trainer.mailbox import Mailbox, Report, work
 
 MAX_RESTARTS = 100
 """How often a group's processes are started again after a death before the group is given up."""
+MAX_FAILED_STARTS = 10
+"""How often they may fail to start, before that."""
 
 
 class WorkerGroups:
@@ -133,7 +135,9 @@ def _run_group(mailbox: Any, group: str, plan: Plan, storage: str, trainer: Any)
             run_config=ray.train.RunConfig(
                 name=group,
                 storage_path=storage,
-                failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS, controller_failure_limit=2),  # type: ignore[call-arg]
+                failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                    max_failures=MAX_RESTARTS, controller_failure_limit=MAX_FAILED_STARTS
+                ),
                 callbacks=[_TellDeaths(mailbox, group)],  # type: ignore[list-item]
             ),
         ).fit()
