@@ -213,6 +213,17 @@ def test_what_is_no_bundle_is_refused_with_a_sentence(written, tmp_path, damage)
         Bundle(folder)
 
 
+def test_an_archive_of_an_unknown_kind_is_refused(written, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(written[0], folder)
+    graph = bytearray((folder / "model.pt2").read_bytes())
+    entry = graph.index(b"PK\x01\x02")  # the first of the directory at the end
+    graph[entry + 6] = 80  # needs version 8.0
+    (folder / "model.pt2").write_bytes(graph)
+    with pytest.raises(ValueError, match=r"no whole bundle: model\.pt2: .*version 8"):
+        Bundle(folder)
+
+
 def test_an_image_that_cannot_be_read_is_named(written, tmp_path):
     loaded = Bundle(written[0])
     (tmp_path / "a.png").write_text("no image")

@@ -229,6 +229,7 @@ def _read_facts(folder: Path) -> _Facts:
         TypeError,
         AttributeError,
         RecursionError,  # of JSON in JSON in JSON
+        NotImplementedError,  # of archives of a kind that there will be one day
         zipfile.BadZipFile,
         safetensors.SafetensorError,
     ) as error:
