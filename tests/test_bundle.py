@@ -217,7 +217,7 @@ def test_an_archive_of_an_unknown_kind_is_refused(written, tmp_path):
     folder = tmp_path / "bundle"
     shutil.copytree(written[0], folder)
     graph = bytearray((folder / "model.pt2").read_bytes())
-    entry = graph.index(b"PK\x01\x02")  # the first of the directory at the end
+    entry = graph.rindex(b"PK\x01\x02")  # the last of the directory at the end
     graph[entry + 6] = 80  # needs version 8.0
     (folder / "model.pt2").write_bytes(graph)
     with pytest.raises(ValueError, match=r"no whole bundle: model\.pt2: .*version 8"):
