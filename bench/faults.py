@@ -38,9 +38,7 @@ LONG = 300.0
 def main() -> None:
     """Run the cases, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--kills", type=int, default=20, help="of the driver and of ranks; nodes and heads get a quarter"
-    )
+    parser.add_argument("--kills", type=int, default=20, help="of the driver and of ranks; a quarter of all else")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--seed", type=int, default=0)

@@ -160,7 +160,7 @@ class Trials:
 
     def lost(self, tune_id: str, cause: str) -> None:
         """Nobody reads the trial's reports any more, or nobody makes them."""
-        if tune_id in self._running:
+        if tune_id in self._running and self._is_ours():
             self._mailbox.stop.remote(self._running[tune_id].number)
             self._end(tune_id, "FAIL", lambda: self._running[tune_id].fail(cause or "It was lost."))
 

@@ -205,6 +205,7 @@ def test_a_sweep_that_another_process_has_taken_over_is_left_alone(sweep):
     before = sweep.study.read()
     sweep.ours, sweep.stop_now = False, True
     assert sweep.report("a", 2) == TrialScheduler.STOP
+    sweep.scheduler.on_trial_error(None, TuneTrial("a", RuntimeError("node went away")))
     sweep.searcher.on_trial_complete("a", {})
     assert sweep.study.read() == before
     assert before.trial(0).state == "RUNNING"
