@@ -46,6 +46,16 @@ def run_trial(study, chosen, *accuracies, end="complete"):
     return trial
 
 
+def run_judged_by_kernels(study):
+    """Kernels of size 5 are good, and others pruned; whether the trial has them."""
+    trial = study.ask()
+    good = trial.config.model.kernel_size == (5,)
+    trial.begin(1, "group", 1.0)
+    trial.report(epoch(1, 0.9 if good else 0.1), 1.0)
+    trial.complete() if good else trial.prune()
+    return good
+
+
 def plain(where):
     return optuna.load_study(study_name="s", storage=where.database)
 
@@ -105,21 +115,12 @@ def test_the_sampler_learns_from_the_trials_of_this_run_and_of_those_before(wher
     """Trials with kernel size 5 are good, others bad: after some the sampler proposes mostly 5, and so it does when resumed."""
     space = {"model.kernel_size": [3, 5, 7], "model.blocks": 1, "optimizer.name": "adam"}
     study, chosen = create(where, trials=100, space=space, preset="none")
-
-    def run(study):
-        trial = study.ask()
-        good = trial.config.model.kernel_size == (5,)
-        trial.begin(1, "group", 1.0)
-        trial.report(epoch(1, 0.9 if good else 0.1), 1.0)
-        trial.complete() if good else trial.prune()
-        return good
-
     for _ in range(40):
-        run(study)
-    assert sum(run(study) for _ in range(10)) >= 7
+        run_judged_by_kernels(study)
+    assert sum(run_judged_by_kernels(study) for _ in range(10)) >= 7
     again = Studies(where).open("s")
     again.begin_run(chosen, groups=1)
-    assert sum(run(again) for _ in range(10)) >= 7
+    assert sum(run_judged_by_kernels(again) for _ in range(10)) >= 7
 
 
 def test_a_sweep_whose_creation_was_killed_half_way_can_be_created_again(where):
@@ -219,23 +220,15 @@ def test_the_sampler_learns_that_a_configuration_does_not_fit_into_memory(where)
 def test_a_warm_start_learns_from_another_sweep_and_tries_its_best_trial_early(where):
     space = {"model.blocks": 1, "model.kernel_size": [3, 5, 7], "optimizer.name": "adam"}
     study, _ = create(where, preset="none", trials=100, space=space)
-
-    def run(study):
-        trial = study.ask()
-        good = trial.config.model.kernel_size == (5,)
-        trial.report(epoch(1, 0.9 if good else 0.1), 1.0)
-        trial.complete()
-        return good
-
     for _ in range(30):
-        run(study)
+        run_judged_by_kernels(study)
     best = study.read().best
     warm = config(name="warm", preset="none", epochs=7, trials=50, space=space, warm_start_from="s")
     other = Studies(where).create(warm, ["a", "b"])
     other.begin_run(warm, groups=1)
     first = other.ask()
     assert flatten(first.config) == best.config | {"training.epochs": 7}
-    assert sum(run(other) for _ in range(10)) >= 7
+    assert sum(run_judged_by_kernels(other) for _ in range(10)) >= 7
     with pytest.raises(ValueError, match="Did you mean 'warm'"):
         Studies(where).create(dataclasses.replace(warm, name="x", warm_start_from="warn"), [])
 
