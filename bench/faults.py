@@ -4,33 +4,31 @@
     python -m bench.faults [--kills 20] [--trials 40] [--cases driver rank ...] [--seed 0]
 
 A sweep of digits trials is killed again and again at random moments: its driver, which takes the machine's Ray with it and is
-followed by `resume`; a random rank; a whole node of a local cluster; Ray's head. Then each way in which a trial can fail by itself
-is provoked. What every rank trains is written to a journal, from which the lost epochs are counted. Exit status 1 if a promise is
-broken.
+followed by `resume`; a random rank; a whole node of a local cluster, without and with notice; Ray's head. Then each way in which
+a trial can fail by itself is provoked. What every rank trains is written to a journal, from which the lost epochs are counted.
+Exit status 1 if a promise is broken.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-EPOCHS = 8
-NARROW = {"model.filters": [8, 16], "model.kernel_size": [3, 5], "model.blocks": 2}
+from bench.faulty_run import Run
+
 LONG = 300.0
 """Seconds after which a run that has not ended counts as hanging."""
 
@@ -42,18 +40,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.run:
-        run_here(json.loads(given.run))
-        return
     broken = 0
     for name in given.cases:
-        before = ours()
+        before, segments = ours(), shared_memory()
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
             began = time.time()
             wrong, said = CASES[name](Plan(Path(folder), given.kills, given.trials, random.Random(given.seed)))
-        left = wait_for_none_left(before)
+        left = [*wait_for_none_left(before), *sorted(shared_memory() - segments)]
         wrong += [f"left behind: {left}"] if left else []
         broken += bool(wrong)
         verdict = "; ".join(wrong) if wrong else said
@@ -76,179 +70,6 @@ class Plan:
         return max(1, self.kills // 4)
 
 
-# ---- a sweep in a process of its own ----
-
-
-def run_here(how: dict[str, Any]) -> None:
-    """Start or resume the sweep in this process, with ranks that keep a journal and do what `sabotage` says."""
-    import cloudpickle
-
-    from cluster import sweep, worker_group
-    from cluster.config import make_config
-    from cluster.experiments import Experiments
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the ranks need not find this file
-    worker_group.work = journaling(how["journal"], how.get("sabotage", {}))
-    where, address = Experiments(Path(how["folder"])), how.get("address")
-    settings = make_config(how["settings"])
-    resumed = how["resume"]
-    outcome = sweep.resume("s", where, address, None) if resumed else sweep.start(settings, where, address, None)
-    print(outcome.state, outcome.reason or "", file=sys.stderr)
-    sys.exit(outcome.state != "FINISHED")
-
-
-def journaling(journal: str, sabotage: dict[str, str]) -> Callable[[dict[str, Any]], None]:
-    """The train function of a worker group that writes each epoch of each trial down, and sabotages some trials."""
-
-    def work(config: dict[str, Any]) -> None:
-        from trainer import worker
-
-        whole, loop = worker._Trial._train, worker.train
-
-        def train_trial(self: Any, *args: Any, **options: Any) -> None:
-            number = self._assignment.trial
-
-            def train(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
-                for metrics in loop(model, *args, **options):
-                    if self._rank == 0:
-                        with Path(journal).open("a") as file:
-                            file.write(f"{number} {metrics.epoch}\n")
-                    yield metrics
-                    provoke(sabotage.get(str(number)), model)
-
-            worker.train = train
-            whole(self, *args, **options)
-
-        worker._Trial._train = train_trial  # type: ignore[method-assign]
-        worker.take_assignments(config["mailbox"], config["group"], config["threads"])
-
-    return work
-
-
-def provoke(what: str | None, model: Any) -> None:
-    """One of the ways in which a trial fails by itself."""
-    import ctypes
-
-    import torch
-
-    if what == "nan":
-        with torch.no_grad():
-            next(model.parameters()).fill_(float("nan"))
-    elif what == "exception":
-        raise KeyError("a layer that is not there")
-    elif what == "memory":
-        torch.empty(2**60)
-    elif what == "segfault":
-        ctypes.string_at(0)
-    elif what == "exit":
-        os._exit(7)
-    elif what == "sleep":
-        time.sleep(10_000)
-    elif what == "hang":  # nothing else runs in the process: the interpreter's lock is held
-        ctypes.PyDLL(None).sleep(10_000)
-
-
-class Run:
-    """One sweep `s` of the folder, over as many processes as it takes."""
-
-    def __init__(self, folder: Path, address: str | None = None, sabotage: dict[int, str] | None = None, **own: Any):
-        self.folder, self.journal, self.address = folder, folder / "journal", address
-        self.sabotage = {str(number): what for number, what in (sabotage or {}).items()}
-        self.settings = {"name": "s", "data": "digits", "epochs": EPOCHS, "space": NARROW} | own
-        self.settings.setdefault("cache", str(folder / "cache"))
-        self.journal.touch()
-
-    def start(self, resume: bool = False) -> subprocess.Popen[str]:
-        """Start or resume it."""
-        how = {
-            "folder": str(self.folder / "experiments"),
-            "journal": str(self.journal),
-            "sabotage": self.sabotage,
-            "address": self.address,
-            "settings": self.settings,
-            "resume": resume,
-        }
-        command = [sys.executable, "-m", "bench.faults", "--run", json.dumps(how)]
-        log = (self.folder / "log").open("a")
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment, start_new_session=True)
-
-    def said(self) -> str:
-        """The end of what it printed."""
-        return " | ".join((self.folder / "log").read_text().strip().splitlines()[-3:])
-
-    def exists(self) -> bool:
-        """Whether there is a sweep to resume."""
-        file = self.folder / "experiments" / "studies.db"
-        if not file.exists():
-            return False
-        with contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
-            try:
-                rows = database.execute("SELECT 1 FROM study_user_attributes WHERE key = 'convsweep'").fetchall()
-            except sqlite3.OperationalError:  # its tables are not made yet
-                return False
-        return bool(rows)
-
-    def trials(self) -> dict[int, tuple[str, str]]:
-        """Each trial's state and all that the database says of it, as text."""
-        file = self.folder / "experiments" / "studies.db"
-        if not file.exists():
-            return {}
-        with contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
-            found = {}
-            try:
-                rows = database.execute("SELECT trial_id, number, state FROM trials").fetchall()
-            except sqlite3.OperationalError:  # its tables are not made yet
-                return {}
-            for trial_id, number, state in rows:
-                about = [
-                    sorted(database.execute(f"SELECT * FROM {table} WHERE trial_id = ?", (trial_id,)).fetchall())
-                    for table in (
-                        "trials",
-                        "trial_params",
-                        "trial_values",
-                        "trial_user_attributes",
-                        "trial_system_attributes",
-                        "trial_intermediate_values",
-                    )
-                ]
-                found[number] = state, repr(about)
-        return found
-
-    def finished(self) -> dict[int, str]:
-        """The finished trials, with their records."""
-        return {n: text for n, (state, text) in self.trials().items() if state in ("COMPLETE", "PRUNED", "FAIL")}
-
-    def trained(self) -> list[tuple[int, int]]:
-        """Every (trial, epoch) that a rank trained, in order."""
-        lines = self.journal.read_text().splitlines()
-        return [(int(trial), int(epoch)) for trial, epoch in map(str.split, lines)]
-
-    def judge(self, kills: int, groups: int = 2) -> tuple[list[str], str]:
-        """What is wrong after the last run, and what is to be said if nothing is."""
-        states = Counter(state for state, _ in self.trials().values())
-        again = sum(count - 1 for count in Counter(self.trained()).values())
-        wrong = []
-        if states["COMPLETE"] + states["PRUNED"] != self.settings["trials"]:
-            wrong.append(f"trials {dict(states)}")
-        if again > groups * kills:
-            wrong.append(f"{again} epochs were trained again, more than one per group and kill")
-        for number, epochs in self.histories().items():
-            if epochs != list(range(1, len(epochs) + 1)):
-                wrong.append(f"trial {number} has epochs {epochs}")
-        wrong += [f"left: {file}" for file in self.folder.rglob("*") if file.suffix in (".state", ".writing")]
-        wrong += [f"left: {name}" for name in ("groups", "tune") if (self.folder / "experiments/s" / name).exists()]
-        return wrong, f"{kills} kills, {dict(states)}, {again} of {len(self.trained())} epochs trained again"
-
-    def histories(self) -> dict[int, list[int]]:
-        """The epochs of each trial as the database has them."""
-        with contextlib.closing(sqlite3.connect(self.folder / "experiments" / "studies.db")) as database:
-            rows = database.execute(
-                "SELECT number, value_json FROM trials JOIN trial_user_attributes USING (trial_id) WHERE key = 'history'"
-            ).fetchall()
-        return {number: json.loads(text)["epoch"] for number, text in rows}
-
-
 def wait(process: subprocess.Popen[str], seconds: float) -> int | None:
     """The exit status, or None when it has not ended by then."""
     try:
@@ -262,9 +83,14 @@ def ours() -> set[int]:
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         words = " ".join(process.info["cmdline"] or [])
-        if "/ray/" in words or words.startswith("ray::") or "bench.faults --run" in words:
+        if "/ray/" in words or words.startswith("ray::") or "bench.faulty_run" in words:
             found.add(process.pid)
     return found
+
+
+def shared_memory() -> set[str]:
+    """The segments of shared memory on this machine."""
+    return {str(file) for file in Path("/dev/shm").glob("**/*")}
 
 
 def wait_for_none_left(before: set[int]) -> list[str]:
@@ -382,14 +208,45 @@ class Nodes:
         self.address: str = self._cluster.address
         self._nodes = [self.add(), self.add()]
 
+    def warn(self, chance: random.Random) -> Any:
+        """Bring another node up, and tell a node that it will be taken away in a minute, as a spot market does; gives that node."""
+        from ray._raylet import GcsClient
+        from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+
+        warned = self._nodes.pop(chance.randrange(len(self._nodes)))
+        self._nodes.append(self.add())
+        deadline = int(1000 * (time.time() + 60))
+        client = GcsClient(address=self.address)
+        accepted, reason = client.drain_node(warned.node_id, DRAIN_NODE_REASON_PREEMPTION, "a spot reclaim", deadline)
+        assert accepted, reason
+        return warned
+
+    def take_away(self, node: Any) -> None:
+        """Kill a node, as a machine dies that is switched off."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def placement_groups(self) -> list[str]:
+        """Those that a sweep has left on the cluster."""
+        import ray
+
+        ray.init(self.address, log_to_driver=False)
+        try:
+            table = ray.util.placement_group_table().values()
+            return [
+                f"placement group {group['name'] or group['placement_group_id']}"
+                for group in table
+                if group["state"] != "REMOVED"
+            ]
+        finally:
+            ray.shutdown()
+
     def add(self) -> Any:
         """Another node, with one CPU."""
         return self._cluster.add_node(num_cpus=1)
 
     def replace(self, chance: random.Random) -> None:
         """Kill a node, as a machine dies that is switched off, and bring another up."""
-        lost = self._nodes.pop(chance.randrange(len(self._nodes)))
-        self._cluster.remove_node(lost, allow_graceful=False)
+        self.take_away(self._nodes.pop(chance.randrange(len(self._nodes))))
         self._nodes.append(self.add())
 
     def end(self) -> None:
@@ -399,21 +256,47 @@ class Nodes:
 
 def node(plan: Plan) -> tuple[list[str], str]:
     """Kill a node of a cluster with its group and its trial's reader; another comes up."""
+    return on_nodes(plan, lambda nodes, run: nodes.replace(plan.chance))
+
+
+def notice(plan: Plan) -> tuple[list[str], str]:
+    """The same after a notice: the group saves what it is at in the middle of an epoch, and no step is lost."""
+    unanswered = list[str]()
+
+    def take_with_notice(nodes: Nodes, run: Run) -> None:
+        before, warned = run.went_on_within_epochs(), nodes.warn(plan.chance)
+        until = time.time() + 30
+        while run.went_on_within_epochs() == before and time.time() < until:
+            time.sleep(0.05)
+        if run.went_on_within_epochs() == before:
+            unanswered.append("no trial went on in the middle of an epoch within 30 s of a notice")
+        nodes.take_away(warned)
+
+    # What is handed over is not a retry: there are none here.
+    wrong, said = on_nodes(plan, take_with_notice, max_retries=0)
+    return wrong + unanswered, said
+
+
+def on_nodes(plan: Plan, strike: Callable[[Nodes, Run], None], **own: Any) -> tuple[list[str], str]:
+    """Run the sweep on a cluster of several nodes, and strike every few seconds."""
     nodes = Nodes()
     try:
-        run = Run(plan.folder, nodes.address, trials=plan.trials, max_retries=plan.few)
-        process, killed = run.start(), 0
-        while wait(process, plan.chance.uniform(3, 8)) is None and killed < plan.few:
+        run = Run(plan.folder, nodes.address, **{"trials": plan.trials, "max_retries": plan.few} | own)
+        process, struck = run.start(), 0
+        while wait(process, plan.chance.uniform(3, 8)) is None and struck < plan.few:
             if run.trained():
-                nodes.replace(plan.chance)
-                killed += 1
+                strike(nodes, run)
+                struck += 1
         status = wait(process, LONG)
+        left = nodes.placement_groups()
     finally:
         nodes.end()
     wrong = [f"exit status {status}: {run.said()}"] if status != 0 else []
-    wrong += [f"it ended after {killed} kills"] if killed < plan.few else []
-    more, said = run.judge(killed)
-    return wrong + more, said
+    wrong += [f"it ended after {struck} kills"] if struck < plan.few else []
+    wrong += [f"left behind: {left}"] if left else []
+    more, said = run.judge(struck)
+    within = run.went_on_within_epochs()
+    return wrong + more, f"{said}, {within} times on in the middle of an epoch" if within else said
 
 
 FAILURES = {
@@ -454,6 +337,7 @@ CASES: dict[str, Case] = {
     "pair": pair,
     "reader": reader,
     "node": node,
+    "notice": notice,
     "head": head,
     "failures": failures,
 }

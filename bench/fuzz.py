@@ -4,16 +4,22 @@
 
 `sweep` reads sweep files (mutated and made up), `image` image files in all common formats, from paths and from strangers, `bundle`
 bundles with one file damaged, `state` checkpoints and the states of trainings. Each input is a valid one with bytes flipped, cut,
-doubled, put in or exchanged. Prints a line per target; exit status 1 when something else than a sentence of ours came out.
+doubled, put in or exchanged. Where atheris is installed, as many again are found by it, which looks for input that takes new ways
+through our code. Prints a line per target; exit status 1 when something else than a sentence of ours came out.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
+import inspect
 import io
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +28,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,8 +78,11 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000, help="of all targets together")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=[*TARGETS])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guided", choices=TARGETS, help=argparse.SUPPRESS)  # in a process of its own: atheris ends it
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.guided:
+        guided(given.guided, given.inputs, given.seed)
     broken = 0
     for name in given.targets:
         began = time.time()
@@ -85,7 +95,73 @@ def main() -> None:
         )
         for one in strange[:5]:
             print(one)
+    if importlib.util.find_spec("atheris"):
+        for name in given.targets:
+            broken += not run_guided(name, given.inputs // len(given.targets), given.seed)
     sys.exit(broken > 0)
+
+
+def run_guided(name: str, inputs: int, seed: int) -> bool:
+    """Let atheris look, in a process of its own; prints a line and returns whether it found nothing."""
+    began = time.time()
+    words = ["--guided", name, "--inputs", str(inputs), "--seed", str(seed)]
+    with tempfile.TemporaryDirectory() as folder:  # atheris ends its process without tidying up
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.fuzz", *words],
+            env=os.environ | {"TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    holds = done.returncode == 0
+    print(
+        f"{'holds ' if holds else 'BROKEN'}  {name}, guided by atheris: {inputs:,} inputs  ({time.time() - began:.0f} s)",
+        flush=True,
+    )
+    if not holds:
+        print(done.stdout[-2000:], done.stderr[-4000:])
+    return holds
+
+
+def guided(name: str, inputs: int, seed: int) -> None:
+    """Fuzz one target with atheris until that many inputs were read or one of them is not refused as it should be; does not return."""
+    atheris: Any = importlib.import_module("atheris")
+    for module in [m for key, m in sys.modules.items() if key.partition(".")[0] in ("trainer", "cluster")]:
+        for thing in vars(module).values():
+            if inspect.isfunction(thing) and thing.__module__ == module.__name__:
+                atheris.instrument_func(thing)
+    warnings.simplefilter("ignore")
+    folder = Path(tempfile.mkdtemp())
+    readers = TARGETS[name](folder)
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number, (content, _) in enumerate(readers):  # the first byte says who reads the rest
+        (corpus / str(number)).write_bytes(bytes([number]) + content)
+
+    def read(data: bytes) -> None:
+        if not data:
+            return
+        try:
+            readers[data[0] % len(readers)][1](data[1:])
+        except ValueError as error:
+            if not is_ours(error):
+                raise
+
+    longest = max(len(content) for content, _ in readers)
+    options = [
+        f"-runs={inputs}",
+        f"-seed={seed + 1}",
+        f"-max_len={2 * longest}",
+        "-rss_limit_mb=8192",
+        f"-artifact_prefix={folder}/",
+    ]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], read)
+    atheris.Fuzz()
+
+
+def is_ours(error: ValueError) -> bool:
+    """Whether it is a sentence of ours, and not what some library says."""
+    return type(error) is ValueError or type(error).__module__.startswith(("trainer", "cluster"))
 
 
 def fuzz(name: str, inputs: int, seed: int) -> tuple[Counter[str], list[str]]:
@@ -102,7 +178,7 @@ def fuzz(name: str, inputs: int, seed: int) -> tuple[Counter[str], list[str]]:
                 found["read"] += 1
             except ValueError as error:
                 found["refused"] += 1
-                if type(error) is not ValueError and not type(error).__module__.startswith(("trainer", "cluster")):
+                if not is_ours(error):
                     strange.append("".join(traceback.format_exception(error)))
             except Exception as error:
                 found["strange"] += 1

@@ -21,7 +21,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # so long a group that has ended, or died, is waited for
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per group; a rank that is taken away is noticed by its death
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process per group; here the driver asks
     "PYTHONWARNINGS": "ignore",  # of Ray's own processes
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # what Ray says of processes that died, on standard output; the sweep says it itself
 }

@@ -34,6 +34,11 @@ def this_node() -> dict[str, str]:
     return {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}  # type: ignore[attr-defined]
 
 
+def draining_nodes() -> frozenset[str]:
+    """The ids of the nodes that will be taken away soon: of spot machines with notice, or by the autoscaler."""
+    return frozenset(ray._private.state.state.get_draining_nodes())
+
+
 def start_controllers(groups: int) -> Any:
     """The actor for the controllers of that many groups, on this node."""
     from ray.train.v2._internal.constants import get_env_vars_to_propagate

@@ -70,7 +70,7 @@ class Progress:
     def begun_again(self, trial: RunningTrial) -> None:
         """Say so, on a terminal above the live display."""
         after = f"after epoch {len(trial.epochs)}" if trial.epochs else "from the start"
-        self._print(f"trial {trial.number}: the processes that trained it died; it goes on {after}")
+        self._print(f"trial {trial.number}: the processes that trained it were lost; it goes on {after}")
 
     def ended(self, trial: RunningTrial, state: str) -> None:
         """Count it, and without a terminal print its line."""

@@ -14,13 +14,12 @@ import sqlalchemy
 from cluster import reading
 from cluster.config import SweepConfig
 from cluster.experiments import Experiments
+from cluster.patience import PatientStorage, connect_patiently
 from cluster.reading import StudyReader
 from cluster.record import SWEEP_ATTRIBUTE, SweepRecord, SweepSummary
 from cluster.study import SweepStudy
 from trainer.hyperparameters import nearest
 
-PATIENCE = 60.0
-"""So many seconds a database server that has been there is waited for."""
 _CREATIONS = 20
 """How often the tables of a database are tried to be created while another process does."""
 
@@ -131,30 +130,18 @@ def _open(url: str) -> optuna.storages.RDBStorage:
             sqlalchemy.event.listen(storage.engine, "connect", _set_pragmas)
             storage.engine.dispose()  # connections from now on have them
         else:
-            sqlalchemy.event.listen(storage.engine, "do_connect", _connect_patiently)
+            sqlalchemy.event.listen(storage.engine, "do_connect", connect_patiently)
         return storage
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise ValueError(f"The study database {_shown(url)!r} cannot be opened: {reason}.") from error
 
 
-def _connect_patiently(dialect: Any, record: object, arguments: Any, options: Any) -> Any:
-    """A server that was there may start again, or the network be away for a while: it is waited for."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return dialect.connect(*arguments, **options)
-        except dialect.dbapi.OperationalError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.5)
-
-
 def _create_or_open(url: str, arguments: dict[str, Any]) -> optuna.storages.RDBStorage:
     """Optuna's storage. When several processes open a new database at once, Optuna's creation of the tables fails in one."""
     for _ in range(_CREATIONS - 1):
         try:
-            return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+            return PatientStorage(url, engine_kwargs=arguments)
         except (
             sqlalchemy.exc.IntegrityError,
             sqlalchemy.exc.OperationalError,
@@ -163,7 +150,7 @@ def _create_or_open(url: str, arguments: dict[str, Any]) -> optuna.storages.RDBS
             if "UNIQUE" not in str(error).upper() and "EXISTS" not in str(error).upper():
                 raise
             time.sleep(0.1)
-    return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+    return PatientStorage(url, engine_kwargs=arguments)
 
 
 def _with_driver(url: str) -> str:

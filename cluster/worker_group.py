@@ -18,13 +18,15 @@ import ray
 import ray.train
 from ray import tune
 
-from cluster.lean_train import lean_trainer, start_controllers, this_node
+from cluster.lean_train import draining_nodes, lean_trainer, start_controllers, this_node
 from cluster.plan import Plan
 from trainer.failures import says_that_a_rank_is_lost
 from trainer.mailbox import Mailbox, Report, work
 
 MAX_RESTARTS = 100
 """How often a group's processes are started again after a death before the group is given up."""
+SECONDS_BETWEEN_NOTICES = 2.0
+"""How often Ray is asked which nodes will be taken away."""
 MAX_FAILED_STARTS = 10
 """How often they may fail to start, before that."""
 
@@ -50,11 +52,21 @@ class WorkerGroups:
             )
             for name in names
         }
+        self._over = threading.Event()
+        self._notices = threading.Thread(target=self._pass_notices_on, daemon=True, name="notices")
 
     def __enter__(self) -> WorkerGroups:
-        for thread in self._threads.values():
+        for thread in [*self._threads.values(), self._notices]:
             thread.start()
         return self
+
+    def _pass_notices_on(self) -> None:
+        known: frozenset[str] = frozenset()
+        while not self._over.wait(SECONDS_BETWEEN_NOTICES):
+            with contextlib.suppress(ray.exceptions.RayError, OSError):  # a head that is busy, or gone
+                if (now := draining_nodes()) != known:
+                    ray.get(self.mailbox.leave.remote(now))
+                    known = now
 
     def wait_until_up(self, should_stop: Callable[[], bool]) -> None:
         """Wait until all groups are up, or cannot be, or `should_stop()` says so: those that are not up then are given up."""
@@ -69,12 +81,14 @@ class WorkerGroups:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the groups and the trials that they are at; waits until processes and placement groups are gone."""
+        self._over.set()
         if not self._up:
             ray.kill(self._controllers)
         there = ray.get([self.mailbox.close.remote(name) for name in self._threads])
         for thread, has_ranks in zip(self._threads.values(), there, strict=True):
             if has_ranks:  # others wait for room on the cluster, or start again
                 thread.join(timeout=60)
+        self._notices.join(timeout=5)
         ray.kill(self.mailbox)
         ray.kill(self._controllers)
 

@@ -16,6 +16,8 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models  # the tables; tests/test_reading.py compares with what Optuna reads
 from optuna.trial import TrialState
 
+from cluster.patience import patiently
+
 _ATTRIBUTES: Any = models.TrialUserAttributeModel.__table__
 
 
@@ -29,8 +31,33 @@ def create_trial(
 
     The distributions must be compatible with those that the study has.
     """
-    studies, trials, values = models.StudyModel.__table__, models.TrialModel.__table__, models.TrialParamModel.__table__
     began = datetime.now(UTC).replace(tzinfo=None)
+    is_asked_again = False
+
+    def ask() -> int:
+        nonlocal is_asked_again
+        known = _trial_that_began(engine, study_id, began) if is_asked_again else None  # the answer may have been lost
+        is_asked_again = True
+        return _create_trial(engine, study_id, params, attributes, began) if known is None else known
+
+    return patiently(ask)
+
+
+def _trial_that_began(engine: sql.Engine, study_id: int, at: datetime) -> int | None:
+    trials = models.TrialModel.__table__
+    there = (trials.c.study_id == study_id) & (trials.c.datetime_start == at)
+    with engine.connect() as connection:
+        return connection.execute(sql.select(trials.c.trial_id).where(there)).scalar_one_or_none()
+
+
+def _create_trial(
+    engine: sql.Engine,
+    study_id: int,
+    params: Mapping[str, tuple[Any, BaseDistribution]],
+    attributes: Mapping[str, Any],
+    began: datetime,
+) -> int:
+    studies, trials, values = models.StudyModel.__table__, models.TrialModel.__table__, models.TrialParamModel.__table__
     with engine.begin() as connection:
         # As Optuna does: two that create trials at a time may not count the same number.
         connection.execute(sql.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update())
@@ -57,6 +84,10 @@ def create_trial(
 
 def set_attributes(engine: sql.Engine, trial_id: int, attributes: Mapping[str, Any]) -> None:
     """Set these user attributes of the trial, in one transaction."""
+    patiently(lambda: _set_attributes(engine, trial_id, attributes))
+
+
+def _set_attributes(engine: sql.Engine, trial_id: int, attributes: Mapping[str, Any]) -> None:
     with engine.begin() as connection:
         known = (_ATTRIBUTES.c.trial_id == trial_id) & _ATTRIBUTES.c.key.in_([*attributes])
         connection.execute(_ATTRIBUTES.delete().where(known))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import optuna
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
@@ -43,6 +45,13 @@ def run_trial(
     elif end == "complete":
         trial.complete()
     return trial.number
+
+
+def move_weights(experiments: Experiments, sweep: str, to: Path) -> None:
+    """As if the sweep had been started with `--storage-path TO`."""
+    shutil.move(experiments.checkpoints_uri(sweep), to / sweep / "checkpoints")
+    study = optuna.load_study(study_name=sweep, storage=experiments.database)
+    study.set_user_attr("storage_path", str(to))
 
 
 def dashboard_on(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> AppTest:

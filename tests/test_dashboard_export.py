@@ -25,7 +25,7 @@ from cluster.record import SweepRecord
 from cluster.studies import Studies
 from dashboard import bundles
 from dashboard.bundles import EXPORTER, Exporter
-from tests.dashboard_studies import config, dashboard_on, run, run_trial, texts
+from tests.dashboard_studies import config, dashboard_on, move_weights, run, run_trial, texts
 from trainer import named_data
 from trainer.bundle import Bundle
 from trainer.checkpoint import Checkpoint
@@ -208,6 +208,15 @@ def test_the_button_exports_the_trial(page: AppTest, experiments: Path) -> None:
     assert EXPORTER._last is not None
     assert EXPORTER._last.steps[0] == "Loading PyTorch"
     assert EXPORTER._last.steps[-1] == "Scoring the model, writing the bundle and checking it"
+
+
+def test_weights_are_found_where_the_sweep_has_put_them(page: AppTest, experiments: Path, tmp_path: Path) -> None:
+    move_weights(Experiments(experiments), "d", tmp_path / "elsewhere")
+    shutil.rmtree(bundle(experiments))
+    run(page, sweep="d")
+    export_button(page).click().run()
+    assert wait(EXPORTER) is None
+    assert Bundle(bundle(experiments)).classes == tuple(CLASSES)
 
 
 def test_while_one_export_runs_its_steps_are_shown_and_no_other_begins(

@@ -21,7 +21,7 @@ from cluster.record import SweepRecord
 from cluster.studies import Studies
 from dashboard import analyses
 from dashboard.views.trial import TABS
-from tests.dashboard_studies import config, dashboard_on, run, run_trial, texts
+from tests.dashboard_studies import config, dashboard_on, move_weights, run, run_trial, texts
 from trainer.checkpoint import Checkpoint
 from trainer.data import ImageData
 from trainer.hyperparameters import unflatten
@@ -315,6 +315,17 @@ def test_kernels_are_shown_without_an_analysis_and_their_answers_with_one(page: 
     box = page.selectbox(key="kernels: picture")
     box.select(box.options[-1]).run()
     assert images(page)[2].url != before
+
+
+def test_weights_are_found_where_the_sweep_has_put_them(
+    page: AppTest, experiments: Experiments, tmp_path: Path
+) -> None:
+    move_weights(experiments, "kinds", tmp_path / "elsewhere")
+    show(page, WHOLE, "Kernels")
+    assert "**4 kernels of 3×3**" in texts(page)
+    page.button(key="analyse").click().run()
+    assert len(images(page)) == 3
+    assert [file.suffix for file in (tmp_path / "elsewhere").rglob("trial-*")].count(".npz") == 1
 
 
 @pytest.mark.parametrize(("data", "part"), [("mnist", "Classes"), ("pictures", "Mistakes")])

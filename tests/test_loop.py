@@ -30,7 +30,7 @@ from trainer.loop import NotFiniteError, create_model, predict_split, score, tra
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier
 from trainer.objective import build_loss, build_optimizers
-from trainer.training_state import TrainingState
+from trainer.training_state import Position, TrainingState
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "golden" / "digits_losses.txt"
@@ -103,25 +103,29 @@ def test_same_seed_gives_the_same_metrics_and_weights(digits: ImageData, optimiz
     assert all(torch.equal(a, b) for a, b in weights)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 7])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "muon"])
 def test_training_that_goes_on_from_a_written_state_is_as_if_nothing_had_happened(
-    digits: ImageData, optimizer: str
+    digits: ImageData, optimizer: str, steps: int
 ) -> None:
     config = small(**{"optimizer.name": optimizer, "training.epochs": 4, **EVERY_RANDOM_THING, **ALTERNATING})
     whole, model = run(config, digits)
 
     begun = create_model(config, digits, CPU)
     optimizers = build_optimizers(config.optimizer, begun)
-    epochs = train(begun, config, *tensors(digits), optimizers=optimizers)
-    first = [next(epochs), next(epochs)]
-    written = TrainingState.of(begun, optimizers, config, first, 1.5).to_bytes()
+    position, steps_in_epoch = Position(), len(digits.train) // config.training.batch_size
+    stop = after_calls(2 * steps_in_epoch + steps + 1) if steps else lambda: False
+    epochs = train(begun, config, *tensors(digits), optimizers=optimizers, position=position, should_stop=stop)
+    first = list(epochs) if steps else [next(epochs), next(epochs)]
+    assert (position.epochs, position.steps, len(first)) == (2, steps, 2)
+    written = TrainingState.of(begun, optimizers, config, first, 1.5, position).to_bytes()
 
     state = TrainingState.from_bytes(written)
-    assert (state.config, list(state.history), state.seconds) == (config, first, 1.5)
+    assert (state.config, list(state.history), state.seconds, state.position) == (config, first, 1.5, position)
     again = create_model(config, digits, CPU)
     optimizers = build_optimizers(config.optimizer, again)
     state.restore(again, optimizers)
-    rest = list(train(again, config, *tensors(digits), optimizers=optimizers, epochs_done=2))
+    rest = list(train(again, config, *tensors(digits), optimizers=optimizers, position=state.position))
     assert without_times([*first, *rest]) == without_times(whole)
     for name, weights in again.state_dict().items():
         assert torch.equal(weights, model.state_dict()[name]), name
@@ -140,7 +144,7 @@ def test_every_image_is_mirrored_in_every_other_epoch_when_flips_alternate(
     real = ImageTensors.shuffled
 
     def shuffled(self: ImageTensors, *words: Any) -> Any:
-        said.append(words[-1])
+        said.append(words[5])
         return real(self, *words)
 
     monkeypatch.setattr(ImageTensors, "shuffled", shuffled)
@@ -396,6 +400,15 @@ def _rank(rank: int, port: int, cache: str, folder: Path) -> None:
     should_stop = after_calls(6) if rank == 0 else lambda: False
     metrics, model = run(unflatten(SMALL | {"training.epochs": 50}), data, should_stop=should_stop, **world)
     found["stopped"] = {"epochs": len(metrics), "weights": _sums(model)}
+    config, position = unflatten(SMALL | CASES["augmented"]), Position()
+    model = create_model(config, data, CPU)
+    optimizers = build_optimizers(config.optimizer, model)
+    several = {"optimizers": optimizers, "position": position, **world}
+    should_stop = after_calls(4) if rank == 0 else lambda: False
+    begun = [*train(model, config, *tensors(data), should_stop=should_stop, **several)]
+    found["interrupted"] = {"steps": position.steps}
+    begun += train(model, config, *tensors(data), **several)
+    found["interrupted"] |= {"metrics": [m.to_json() for m in begun], "weights": _sums(model)}
     (folder / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
     os._exit(0)  # gloo's threads may want the interpreter's lock while it ends, and abort (pytorch/pytorch#179291)
@@ -429,6 +442,14 @@ def test_two_ranks_stop_together_when_only_the_first_is_told_to(two_ranks: list[
     """The sixth time that the ranks agree is before step 40 (every eighth), which is after two epochs of 20 steps."""
     assert [rank["stopped"]["epochs"] for rank in two_ranks] == [2, 2]
     assert two_ranks[0]["stopped"]["weights"] == two_ranks[1]["stopped"]["weights"]
+
+
+def test_two_ranks_go_on_in_the_middle_of_an_epoch(two_ranks: list[dict[str, Any]]) -> None:
+    for rank in two_ranks:
+        interrupted, whole = rank["interrupted"], rank["augmented"]
+        assert (interrupted["steps"], interrupted["weights"]) == (4, whole["weights"])
+        losses = [[m["train_loss"] for m in one["metrics"]] for one in (interrupted, whole)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_dropout_differs_between_the_ranks(two_ranks: list[dict[str, Any]]) -> None:

@@ -64,9 +64,9 @@ class Rank:
         self.mailbox, self.group = mailbox, group
 
     @classmethod
-    async def join(cls, mailbox: Mailbox, group: str) -> Rank:
+    async def join(cls, mailbox: Mailbox, group: str, node: str = "") -> Rank:
         rank = cls(mailbox, group)
-        rank.index = await mailbox.join(group)
+        rank.index = await mailbox.join(group, node=node)
         return rank
 
     async def take(self) -> int | None:
@@ -273,7 +273,7 @@ def test_a_restarted_group_that_had_finished_goes_on_with_the_next() -> None:
     assert run(scenario()) == 1
 
 
-def test_the_attempts_at_an_assignment_are_counted() -> None:
+def test_the_attempts_at_an_assignment_that_ended_in_a_death_are_counted() -> None:
     async def scenario() -> list[int]:
         mailbox = await mailbox_with(0, 1)
         attempts = []
@@ -285,7 +285,7 @@ def test_the_attempts_at_an_assignment_are_counted() -> None:
         await rank.take()
         return [*attempts, await rank.begin()]
 
-    assert run(scenario()) == [1, 2, 3, 1]
+    assert run(scenario()) == [0, 1, 2, 0]
 
 
 def test_an_assignment_that_a_faster_rank_has_taken_already_is_not_finished_with_the_last() -> None:
@@ -320,7 +320,7 @@ def test_an_attempt_counts_for_the_first_ranks_assignment_and_not_for_that_of_a_
         await first.take()
         return [*attempts, await first.begin()]
 
-    assert run(scenario()) == [1, 1]
+    assert run(scenario()) == [0, 0]
 
 
 # ---- processes that die ----
@@ -456,18 +456,65 @@ def test_the_time_for_an_epoch_begins_anew_with_each_and_ends_with_the_trial() -
     assert run(scenario()) == ([report(1), report(2)], [])
 
 
+# ---- nodes that are taken away ----
+
+
+def test_the_groups_on_a_node_that_will_be_taken_away_are_told_and_no_others() -> None:
+    async def scenario() -> list[bool]:
+        mailbox = await mailbox_with()
+        for group, node in (("a", "here"), ("a", "there"), ("b", "here")):
+            await Rank.join(mailbox, group, node)
+        a, b = [await waiting(mailbox.news(group, 0, False)) for group in "ab"]
+        await mailbox.leave(["there"])
+        told = [(await a)[1]]
+        await waiting(mailbox.news("a", 0, True))
+        assert not b.done()
+        await mailbox.leave(["here"])
+        return [*told, (await b)[1]]
+
+    assert run(scenario()) == [True, True]
+
+
+def test_a_group_that_has_left_such_a_node_is_told_nothing_of_it() -> None:
+    async def scenario() -> None:
+        mailbox = await mailbox_with()
+        await mailbox.leave(["here"])
+        await Rank.join(mailbox, "a", "here")
+        assert await mailbox.news("a", 0, False) == ([], True)
+        await mailbox.died("a", "the node is taken away")
+        await Rank.join(mailbox, "a", "there")
+        await waiting(mailbox.news("a", 0, False))
+
+    run(scenario())
+
+
+def test_a_trial_that_was_handed_over_is_begun_again_as_often_as_it_takes() -> None:
+    async def scenario() -> list[tuple[int, bool]]:
+        mailbox, attempts = await mailbox_with(0), []
+        for _ in range(4):
+            rank = await Rank.join(mailbox, "a")
+            taken = await mailbox.take("a", rank.index)
+            assert taken is not None
+            attempts.append((await mailbox.begin("a", rank.index), taken.begun))
+            await mailbox.hand_over("a", rank.index)
+            await mailbox.died("a", "the node is taken away")
+        return attempts
+
+    assert run(scenario()) == [(0, False), (0, True), (0, True), (0, True)]
+
+
 # ---- stopping trials ----
 
 
 def test_a_stopped_trial_is_told_to_those_who_follow() -> None:
     async def scenario() -> list[list[int]]:
         mailbox = await mailbox_with(0, 1, 2)
-        follower = await waiting(mailbox.stopped(0))
+        follower = await waiting(mailbox.news("a", 0, False))
         await mailbox.stop(1)
         first = await follower
-        follower = await waiting(mailbox.stopped(1))
+        follower = await waiting(mailbox.news("a", 1, False))
         await mailbox.stop(0)
-        return [first, await follower, await mailbox.stopped(0)]
+        return [first[0], (await follower)[0], (await mailbox.news("a", 0, False))[0]]
 
     assert run(scenario()) == [[1], [0], [1, 0]]
 
@@ -492,7 +539,7 @@ def test_a_trial_that_runs_is_stopped_and_its_group_takes_the_next() -> None:
         await rank.take()
         await rank.begin()
         await mailbox.stop(0)
-        stopped = await mailbox.stopped(0)
+        stopped, _ = await mailbox.news("a", 0, False)
         await rank.finish()
         return stopped, await rank.take()
 
@@ -543,7 +590,7 @@ def test_closing_a_group_stops_the_trial_that_it_is_at_and_no_other() -> None:
         await a.begin()
         await b.take()
         await mailbox.close("a")
-        return await mailbox.stopped(0)
+        return (await mailbox.news("b", 0, False))[0]
 
     assert run(scenario()) == [1]
 

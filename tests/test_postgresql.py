@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
+import psycopg
 import pytest
 import sqlalchemy
 
-from cluster import studies as databases
+from cluster import patience
 from cluster.config import make_config
 from cluster.experiments import Experiments
 from cluster.studies import Studies
+from cluster.study import RunningTrial
 from tests.services import PostgreSQL, postgresql
+from trainer.failures import OUT_OF_MEMORY
 from trainer.metrics import EpochMetrics
 
 
@@ -89,10 +95,77 @@ def test_a_server_that_starts_again_is_waited_for_and_nothing_is_lost(server: Po
     studies.close()
 
 
+@pytest.mark.parametrize("moment", ["statements", "answers"])
+def test_a_connection_that_breaks_inside_a_transaction_is_made_again_and_nothing_is_lost_or_done_twice(
+    server: PostgreSQL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    name = "broken-at-" + moment
+    where = Experiments(tmp_path / "experiments", study_storage=server.url)
+    config = make_config({"name": name, "data": "digits", "trials": 4, "epochs": 2})
+    studies = Studies(where, create=True)
+    study = studies.create(config, ["zero", "one"], (1, 8, 8))
+    engine = study._reader.engine
+    broken = list[str]()
+    (_break_at_statements if moment == "statements" else _break_at_answers)(engine, broken, monkeypatch)
+    study.begin_run(config, groups=1)
+    study.note_startup(1.5)
+    ends: list[Callable[[RunningTrial], None]] = [
+        RunningTrial.complete,
+        RunningTrial.prune,
+        lambda t: t.fail("it took too much", log="here:/log", kind=OUT_OF_MEMORY),
+    ]
+    for number, end in enumerate(ends):
+        trial = study.ask()
+        trial.begin(parameters=10, group="group", group_began=float(number))
+        for epoch in (1, 2):
+            trial.report(EpochMetrics(epoch, 0.5, 0.4, number / 10, 0.01, 1000.0, 0.5), train_seconds=0.5)
+            trial.should_prune()
+        end(trial)
+    study.ask()
+    study.end_run("INTERRUPTED")
+    assert len(broken) > 10
+    with contextlib.closing(Studies(where)) as others:
+        read = others.read(name)
+    assert [t.state for t in sorted(read.trials, key=lambda t: t.number)] == ["COMPLETE", "PRUNED", "FAIL", "WAITING"]
+    assert [t.epochs_done for t in sorted(read.trials, key=lambda t: t.number)] == [2, 2, 2, 0]
+    assert (read.trial(2).error, read.state, len(read.runs)) == ("it took too much", "INTERRUPTED", 1)
+    studies.close()
+
+
+def _break_at_statements(engine: sqlalchemy.Engine, broken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends the connection when it is asked something for the first time, whatever it is."""
+
+    def before(connection: sqlalchemy.Connection, cursor: Any, statement: str, *_: object) -> None:
+        if statement not in broken:
+            broken.append(statement)
+            _end(cursor.connection)
+
+    sqlalchemy.event.listen(engine, "before_cursor_execute", before)
+
+
+def _break_at_answers(engine: sqlalchemy.Engine, broken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second transaction is committed, but nobody hears of it."""
+    commits, commit = itertools.count(), engine.dialect.do_commit
+
+    def commit_and_break(connection: Any) -> None:
+        commit(connection)
+        if next(commits) % 2:
+            broken.append("commit")
+            _end(connection.dbapi_connection)
+            connection.dbapi_connection.execute("SELECT 1")
+
+    monkeypatch.setattr(engine.dialect, "do_commit", commit_and_break)
+
+
+def _end(connection: Any) -> None:
+    with psycopg.connect(connection.info.dsn) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+
+
 def test_a_server_that_does_not_come_back_is_an_error(
     server: PostgreSQL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(databases, "PATIENCE", 0.0)
+    monkeypatch.setattr(patience, "PATIENCE", 0.0)
     studies = Studies(Experiments(tmp_path / "experiments", study_storage=server.url), create=True)
     server.stop()
     try:

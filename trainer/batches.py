@@ -59,8 +59,9 @@ class ImageTensors:
         rank: int = 0,
         world_size: int = 1,
         mirrored: Tensor | None = None,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """One epoch: augmented images, labels, and the size of the global batch they are this rank's part of.
+        """One epoch after its first `skip` batches: augmented images, labels, and the size of the global batch they are part of.
 
         Order and augmentation are drawn for the global batch and then divided, so that the number of ranks changes
         nothing. The last, incomplete batch is left out, unless it is the only one. `mirrored`, bool `(N,)`, says which of
@@ -68,8 +69,10 @@ class ImageTensors:
         """
         steps = steps_per_epoch(len(self), batch_size)
         order = torch.randperm(len(self), generator=generator)
-        for positions in torch.split(order[: steps * batch_size], batch_size):
+        for step, positions in enumerate(torch.split(order[: steps * batch_size], batch_size)):
             draws = Draws.make(len(positions), augmentation, generator)
+            if step < skip:
+                continue
             if mirrored is not None:
                 draws = replace(draws, flip=mirrored[positions, None])
             mine = slice(len(positions) * rank // world_size, len(positions) * (rank + 1) // world_size)

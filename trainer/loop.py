@@ -19,6 +19,7 @@ from trainer.hyperparameters import TrainingConfig, TrialConfig
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier, build_model
 from trainer.objective import Loss, build_loss, build_optimizers, learning_rate_factor, supports_bfloat16
+from trainer.training_state import Position
 
 EVALUATION_BATCH = 1000
 _WHITENING_IMAGES = 5000
@@ -54,7 +55,7 @@ def train(
     validation: ImageTensors,
     *,
     optimizers: Sequence[torch.optim.Optimizer] | None = None,
-    epochs_done: int = 0,
+    position: Position | None = None,
     rank: int = 0,
     world_size: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
@@ -63,9 +64,9 @@ def train(
 
     With several ranks every rank calls it with the same configuration and its own copy of the model inside an
     initialised process group; batch size and losses are those of all ranks together. Equal seeds give equal losses, on
-    a CPU bit for bit, also to a training that goes on after `epochs_done` epochs with the weights and the `optimizers` (those
-    of `build_optimizers`) that it had then: what an epoch draws depends on the seed and its number alone. Raises
-    NotFiniteError when the loss of an epoch is not finite.
+    a CPU bit for bit, also to a training that goes on from a `position` with the weights and the `optimizers` (those of
+    `build_optimizers`) that it had there: what a step draws depends on the seed and its number alone. The position is kept
+    up to date, also when the training ends early. Raises NotFiniteError when the loss of an epoch is not finite.
     """
     device = training.device
     network: nn.Module = DistributedDataParallel(model) if world_size > 1 else model
@@ -76,17 +77,20 @@ def train(
     steps = steps_per_epoch(len(training), batch_size)
     alternating = config.augmentation.flip and config.augmentation.alternating_flip
     at_first = torch.rand(len(training), generator=_generator(config, 0)) < 0.5 if alternating else None
-    step = steps * epochs_done
-    for epoch in range(epochs_done + 1, epochs + 1):
-        started = time.perf_counter()
+    position = Position() if position is None else position
+    for epoch in range(position.epochs + 1, epochs + 1):
+        started, skipped = time.perf_counter(), position.steps
         network.train()
-        torch.manual_seed(_seed(config, epoch, 1 + rank))  # dropout differs between the ranks
         mirrored = None if at_first is None else at_first ^ (epoch % 2 == 0)
-        total = torch.zeros((), device=device)  # stays on the device: no synchronisation inside an epoch
+        total = torch.full((), position.loss, device=device)  # stays there: no synchronisation inside an epoch
         for images, labels, size in training.shuffled(
-            batch_size, config.augmentation, _generator(config, epoch), rank, world_size, mirrored
+            batch_size, config.augmentation, _generator(config, epoch), rank, world_size, mirrored, skipped
         ):
+            step = steps * position.epochs + position.steps
+            torch.manual_seed(_seed(config, epoch, 1 + rank, position.steps))  # dropout differs between the ranks
             if _agree_to_stop(should_stop, step, world_size):
+                position.loss = _sum_over_ranks(total / world_size, world_size).item()
+                position.epoch_seconds += time.perf_counter() - started
                 return
             rate = config.optimizer.learning_rate * learning_rate_factor(config.schedule, step / (steps * epochs))
             _set_learning_rate(optimizers, rate)
@@ -100,7 +104,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
             total += loss.detach()
-            step += 1
+            position.steps += 1
         trained = _synchronized_clock(device)
         _share_statistics(model, world_size)
         evaluated = time.perf_counter()
@@ -109,14 +113,16 @@ def train(
         train_loss = _sum_over_ranks(total / (steps * world_size), world_size).item()
         if not (torch.isfinite(torch.tensor([train_loss, val_loss])).all()):
             raise NotFiniteError(f"The loss is not finite in epoch {epoch}: train {train_loss}, validation {val_loss}.")
+        before = position.epoch_seconds
+        position.epochs, position.steps, position.loss, position.epoch_seconds = epoch, 0, 0.0, 0.0
         yield EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             learning_rate=rate,
-            images_per_second=steps * batch_size / (trained - started),
-            seconds=time.perf_counter() - started,
+            images_per_second=(steps - skipped) * batch_size / (trained - started),
+            seconds=before + time.perf_counter() - started,
             latency=1000 * evaluation * world_size / len(validation),
         )
 

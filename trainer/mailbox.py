@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainer.data import DataConfig
@@ -24,8 +24,8 @@ class Assignment:
     """One trial for a worker group: what to train on which data, and where its checkpoints go.
 
     `begun` says that it has been trained before: it goes on from the state that is there. After the death of its processes it is
-    begun again up to `max_retries` times, by whichever group is free. It has failed when no epoch ends within `epoch_timeout`
-    seconds.
+    begun again up to `max_retries` times, by whichever group is free; that a node was taken away with notice does not count. It
+    has failed when no epoch ends within `epoch_timeout` seconds.
     """
 
     trial: int
@@ -79,7 +79,9 @@ class Mailbox:
         self._early: dict[int, dict[int, Report]] = defaultdict(dict)
         self._errors: dict[int, Report] = {}
         self._attempts: Counter[int] = Counter()
+        self._handed_over: Counter[int] = Counter()
         self._stopped: list[int] = []
+        self._leaving: frozenset[str] = frozenset()
         self._failure: str | None = None
         self._kill = kill
         self._clocks = set[asyncio.Task[None]]()
@@ -99,6 +101,12 @@ class Mailbox:
         async with self._changed:
             self._stopped.append(trial)
             self._queue = deque(a for a in self._queue if a.trial != trial)
+            self._changed.notify_all()
+
+    async def leave(self, nodes: Collection[str]) -> None:
+        """These nodes will be taken away soon: groups with ranks on them hand over the trials that they are at."""
+        async with self._changed:
+            self._leaving = frozenset(nodes)
             self._changed.notify_all()
 
     async def read(self, trial: int, position: int) -> Report:
@@ -143,9 +151,10 @@ class Mailbox:
         members = self._groups[group]
         back: list[Assignment] = []
         for assignment in members.unfinished():
-            trial, attempts = assignment.trial, self._attempts[assignment.trial]
-            if attempts > assignment.max_retries:
-                often = f"Its worker processes died {attempts} times, the last time: {cause}"
+            trial = assignment.trial
+            deaths = self._attempts[trial] - self._handed_over[trial]
+            if deaths > assignment.max_retries:
+                often = f"Its worker processes died {deaths} times, the last time: {cause}"
                 self._reports[trial].append(_failed(group, often, members.log, kind_of(cause)))
             elif trial not in self._stopped:
                 back.append(assignment)
@@ -158,15 +167,16 @@ class Mailbox:
 
     # ---- the ranks of the groups ----
 
-    async def join(self, group: str, rank: Any = None, log: str | None = None) -> int:
+    async def join(self, group: str, rank: Any = None, log: str | None = None, node: str = "") -> int:
         """A rank of the group starts, or starts again: the index of the assignment that it has to begin with.
 
-        `rank` is its actor, `log` the file (host:path) of what it prints.
+        `rank` is its actor, `log` the file (host:path) of what it prints, `node` the id of the node that it is on.
         """
         members = self._groups[group]
         async with self._changed:
             members.joined = True
             members.ranks.append(rank)
+            members.nodes.add(node)
             members.log = log or members.log
             self._changed.notify_all()
         return len(members.taken) - len(members.unfinished())
@@ -186,14 +196,22 @@ class Mailbox:
             return members.taken[index]
 
     async def begin(self, group: str, index: int) -> int:
-        """Count an attempt at the group's assignment at `index`; called by its first rank. Gives the number of attempts."""
-        assignment = self._groups[group].taken[index]
+        """Count an attempt at the group's assignment at `index`; called by its first rank. Gives how many have ended in a death."""
+        members = self._groups[group]
+        assignment = members.taken[index]
+        members.taken[index] = replace(assignment, begun=True)
         self._attempts[assignment.trial] += 1
         if assignment.epoch_timeout is not None:
             clock = asyncio.create_task(self._watch(group, index, assignment, assignment.epoch_timeout))
             self._clocks.add(clock)  # the loop itself does not hold it
             clock.add_done_callback(self._clocks.discard)
-        return self._attempts[assignment.trial]
+        return self._attempts[assignment.trial] - self._handed_over[assignment.trial] - 1
+
+    async def hand_over(self, group: str, index: int) -> None:
+        """The group has saved the state of its assignment at `index` and is going to leave: the attempt does not count."""
+        members = self._groups[group]
+        if not members.is_lost(index):
+            self._handed_over[members.taken[index].trial] += 1
 
     async def _watch(self, group: str, index: int, assignment: Assignment, timeout: float) -> None:
         """Fail the assignment when no epoch ends in time. Its processes may hang anywhere, so they are killed."""
@@ -244,11 +262,16 @@ class Mailbox:
                 members.finished = index + 1
             self._changed.notify_all()
 
-    async def stopped(self, known: int) -> list[int]:
-        """The trials that were stopped after the first `known` ones, once there are any."""
+    async def news(self, group: str, known: int, is_leaving: bool) -> tuple[list[int], bool]:
+        """The trials that were stopped after the first `known` ones, and whether the group has to leave a node, once either is new."""
+        members = self._groups[group]
+
+        def leaves() -> bool:
+            return not members.nodes.isdisjoint(self._leaving)
+
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._stopped) > known)
-            return self._stopped[known:]
+            await self._changed.wait_for(lambda: len(self._stopped) > known or leaves() != is_leaving)
+            return self._stopped[known:], leaves()
 
 
 @dataclass
@@ -260,6 +283,7 @@ class _Group:
     joined: bool = False
     closed: bool = False
     ranks: list[Any] = field(default_factory=list)
+    nodes: set[str] = field(default_factory=set)
     log: str | None = None
 
     def unfinished(self) -> list[Assignment]:
@@ -269,6 +293,7 @@ class _Group:
         """Its ranks are gone, and what they had taken and not finished is no longer theirs."""
         del self.taken[self.finished :]
         self.ranks.clear()
+        self.nodes.clear()
 
     def is_lost(self, index: int) -> bool:
         """Whether the assignment at `index` was taken from it."""

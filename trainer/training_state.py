@@ -1,14 +1,14 @@
-"""All that a training needs to go on after an epoch as if nothing had happened.
+"""All that a training needs to go on after a step as if nothing had happened.
 
-What an epoch draws depends on the seed and its number alone, and the learning rate on the step: so there is no random state and
-no schedule to keep, only weights and what the optimizers remember.
+What a step draws depends on the seed and its number alone, as does the learning rate: so there is no random state and no
+schedule to keep, only weights, what the optimizers remember, and where the training is.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import safetensors
 import safetensors.torch
@@ -19,9 +19,22 @@ from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.metrics import EpochMetrics
 
 
+@dataclass
+class Position:
+    """Where a training is: it has had `epochs`, and of the next one so many `steps`, whose mean losses add up to `loss`.
+
+    `epoch_seconds` have gone into those steps.
+    """
+
+    epochs: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    epoch_seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class TrainingState:
-    """A training after the last epoch of its `history`: `seconds` have gone into it.
+    """A training at a `position`, after the epochs of its `history`: `seconds` have gone into it.
 
     `tensors` are the model's by their names after "model.", and the optimizers' as "optimizer.PLACE.PARAMETER.NAME".
     """
@@ -30,6 +43,7 @@ class TrainingState:
     history: tuple[EpochMetrics, ...]
     seconds: float
     tensors: Mapping[str, Tensor]
+    position: Position = field(default_factory=Position)
 
     @classmethod
     def of(
@@ -39,6 +53,7 @@ class TrainingState:
         config: TrialConfig,
         history: Sequence[EpochMetrics],
         seconds: float,
+        position: Position,
     ) -> TrainingState:
         """The state as it is now; the tensors are those that the training goes on to change: see `copied`."""
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -47,7 +62,7 @@ class TrainingState:
                 for name, value in remembered.items():
                     if value is not None:  # a momentum that is not used
                         tensors[f"optimizer.{place}.{number}.{name}"] = value
-        return cls(config, tuple(history), seconds, tensors)
+        return cls(config, tuple(history), seconds, tensors, replace(position))
 
     def copied(self) -> TrainingState:
         """With copies of the tensors, on the CPU."""
@@ -71,6 +86,7 @@ class TrainingState:
             "config": json.dumps(flatten(self.config)),
             "history": json.dumps([e.to_json() for e in self.history]),
             "seconds": repr(self.seconds),
+            "position": json.dumps(asdict(self.position)),
         }
         return safetensors.torch.save({name: t.contiguous() for name, t in self.tensors.items()}, facts)
 
@@ -82,7 +98,10 @@ class TrainingState:
             facts = json.loads(content[8 : 8 + length])["__metadata__"]
             history = tuple(EpochMetrics(**values) for values in json.loads(facts["history"]))
             config = unflatten(json.loads(facts["config"]))
-            return cls(config, history, float(facts["seconds"]), safetensors.torch.load(content))
+            position = Position(**json.loads(facts["position"]))
+            if position.epochs != len(history) or position.steps < 0:
+                raise ValueError(f"{len(history)} epochs, but it is at {position}")
+            return cls(config, history, float(facts["seconds"]), safetensors.torch.load(content), position)
         except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             raise ValueError(f"The state of a training is damaged ({type(error).__name__}: {error}).") from error
 

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Container
 from typing import Any
 
 import ray
@@ -27,26 +26,34 @@ from trainer.mailbox import Assignment, Report
 from trainer.metrics import EpochMetrics
 from trainer.model import parameter_count
 from trainer.objective import build_optimizers
-from trainer.training_state import TrainingState
+from trainer.training_state import Position, TrainingState
 
 
-class _Stopped(Container[int]):
-    """Follows the mailbox's stopped trials in a thread, so that asking costs nothing inside the training loop."""
+class _News:
+    """Which trials are `stopped`, and whether the group `has_to_leave`.
 
-    def __init__(self, mailbox: Any) -> None:
-        self._trials: set[int] = set()
-        threading.Thread(target=self._follow, args=(mailbox,), daemon=True, name="stopped-trials").start()
+    The first rank follows them in a thread, so that asking costs nothing inside the training loop; the others are told by it.
+    """
 
-    def __contains__(self, trial: object) -> bool:
-        return trial in self._trials
+    def __init__(self) -> None:
+        self.stopped: set[int] = set()
+        self.has_to_leave = False
 
-    def _follow(self, mailbox: Any) -> None:
+    def follow(self, mailbox: Any, group: str) -> None:
+        """Begin to follow the mailbox's."""
+        threading.Thread(target=self._follow, args=(mailbox, group), daemon=True, name="news").start()
+
+    def _follow(self, mailbox: Any, group: str) -> None:
         known = 0
         with contextlib.suppress(ray.exceptions.RayError):  # the mailbox is gone, and with it the reason to follow
             while True:
-                new = ray.get(mailbox.stopped.remote(known))
+                new, self.has_to_leave = ray.get(mailbox.news.remote(group, known, self.has_to_leave))
                 known += len(new)
-                self._trials.update(new)
+                self.stopped.update(new)
+
+
+class _LeavingError(Exception):
+    """The group ends here, to be started again on another node."""
 
 
 def take_assignments(mailbox: Any, group: str, threads: int) -> None:
@@ -56,11 +63,13 @@ def take_assignments(mailbox: Any, group: str, threads: int) -> None:
     torch.set_num_threads(threads)
     memory.keep_freed()
     me = ray.get_runtime_context().current_actor
-    index = ray.get(mailbox.join.remote(group, me, _log_file()))
-    stopped: Container[int] = _Stopped(mailbox) if rank == 0 else ()
+    index = ray.get(mailbox.join.remote(group, me, _log_file(), ray.get_runtime_context().get_node_id()))
+    news = _News()
+    if rank == 0:
+        news.follow(mailbox, group)
     loaded = _Loaded(_device(world_size))
     while (assignment := ray.get(mailbox.take.remote(group, index))) is not None:
-        _Trial(mailbox, group, index, assignment, rank, world_size).run(loaded, stopped)
+        _Trial(mailbox, group, index, assignment, rank, world_size).run(loaded, news)
         index += 1
 
 
@@ -109,17 +118,20 @@ class _Trial:
         self._begun_at = time.time()
         self._parameters, self._earlier, self._epochs = 0, 0.0, 0
 
-    def run(self, loaded: _Loaded, stopped: Container[int]) -> None:
-        """Train to the end, or until the trial is among the `stopped`. What goes wrong with it is reported, not raised.
+    def run(self, loaded: _Loaded, news: _News) -> None:
+        """Train to the end, or until the trial is stopped. What goes wrong with it is reported, not raised.
 
         With several ranks, an error that only one of them may have had is raised after the report: the group has to
-        start again, since the others wait for that rank. That another rank is lost is raised without a report.
+        start again, since the others wait for that rank. That another rank is lost, or that the group has to leave, is raised
+        without a report.
         """
         try:
-            attempt = ray.get(self._mailbox.begin.remote(self._group, self._index)) if self._rank == 0 else 0
-            if attempt > self._assignment.max_retries + 1:
-                raise RuntimeError(f"Its worker processes died {attempt - 1} times.")
-            self._train(loaded, stopped, was_begun=self._assignment.begun or attempt > 1)
+            deaths = ray.get(self._mailbox.begin.remote(self._group, self._index)) if self._rank == 0 else 0
+            if deaths > self._assignment.max_retries:
+                raise RuntimeError(f"Its worker processes died {deaths} times.")
+            self._train(loaded, news)
+        except _LeavingError:
+            raise
         except (NotFiniteError, ValueError) as error:  # the same on every rank
             self._report(None, error=error)
         except Exception as error:
@@ -136,17 +148,17 @@ class _Trial:
         if loaded.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _train(self, loaded: _Loaded, stopped: Container[int], was_begun: bool) -> None:
+    def _train(self, loaded: _Loaded, news: _News) -> None:
         config, number = self._assignment.config, self._assignment.trial
         data, training, validation = loaded.get(self._assignment.data)
         model = create_model(config, data, loaded.device)
         optimizers = build_optimizers(config.optimizer, model)
         store = CheckpointStore(self._assignment.checkpoints)
-        history: list[EpochMetrics] = []
-        state = self._earlier_state(store, was_begun)
+        history, position = list[EpochMetrics](), Position()
+        state = self._earlier_state(store)
         if state is not None:
             state.restore(model, optimizers)
-            history, self._earlier = [*state.history], state.seconds
+            history, self._earlier, position = [*state.history], state.seconds, state.position
         self._parameters = parameter_count(model)
         for metrics in history:  # whoever was told of them may be gone
             self._report(metrics)
@@ -156,26 +168,35 @@ class _Trial:
             training,
             validation,
             optimizers=optimizers,
-            epochs_done=len(history),
+            position=position,
             rank=self._rank,
             world_size=self._world_size,
-            should_stop=lambda: number in stopped,
+            should_stop=lambda: news.has_to_leave or number in news.stopped,
         )
+
+        def state_now() -> TrainingState:
+            seconds = self._earlier + time.time() - self._begun_at
+            return TrainingState.of(model, optimizers, config, history, seconds, position)
+
         with BackgroundSaver(store, number) as saver:
             for metrics in epochs:
                 better = metrics.val_accuracy > max((e.val_accuracy for e in history), default=-1.0)
                 history.append(metrics)
                 if self._rank == 0:
-                    seconds = self._earlier + time.time() - self._begun_at
                     best = Checkpoint(model.state_dict(), config, metrics.epoch, metrics.val_accuracy)
-                    saver.save(TrainingState.of(model, optimizers, config, history, seconds), best if better else None)
+                    saver.save(state_now(), best if better else None)
                 if metrics.epoch == config.training.epochs:
                     saver.wait()  # who hears that a trial is complete finds its weights
                 self._report(metrics)
+            if self._rank == 0 and number not in news.stopped and position.epochs < config.training.epochs:
+                saver.save(state_now(), None)
+                saver.wait()
+                ray.get(self._mailbox.hand_over.remote(self._group, self._index))
+                raise _LeavingError("The node is taken away.")
 
-    def _earlier_state(self, store: CheckpointStore, was_begun: bool) -> TrainingState | None:
+    def _earlier_state(self, store: CheckpointStore) -> TrainingState | None:
         """The state that the trial's training got to, the same on every rank; None when it begins anew."""
-        content = store.load_state(self._assignment.trial) if was_begun else None
+        content = store.load_state(self._assignment.trial) if self._assignment.begun and self._rank == 0 else None
         if self._world_size > 1:  # another node may not see yet, or no more, what the first one does
             shared = [content]
             torch.distributed.broadcast_object_list(shared, src=0)

@@ -127,6 +127,7 @@ def _curves(trials: Sequence[TrialRecord]) -> None:
 def _confusion(experiments: Experiments, sweep: SweepRecord, trials: Sequence[TrialRecord]) -> None:
     st.subheader("Confusion")
     found: dict[int, Analysis] = {}
+    experiments = experiments.of(sweep.storage_path)
     for trial in trials:
         try:
             analysis = analyses.stored(experiments, sweep.name, trial)

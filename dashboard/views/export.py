@@ -31,6 +31,7 @@ def show(experiments: Experiments, name: str) -> None:
     if not sweep.trials:
         st.info("The sweep has no trials yet: there is no model to export.")
         return
+    experiments = experiments.of(sweep.storage_path)
     trial = choose_trial(sweep)
     folder = experiments.bundle(sweep.name, trial.number)
     try:

@@ -43,6 +43,7 @@ def _content(experiments: Experiments, sweep: SweepRecord) -> None:
         analysis_parts.attention,
         analysis_parts.kernels,
     )
+    experiments = experiments.of(sweep.storage_path)
     for tab, part in zip(st.tabs(TABS, key="part", bind="query-params"), parts, strict=True):
         if tab.open:
             with tab, _sentences():
