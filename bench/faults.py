@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from bench.faulty_run import Run
+from bench.faulty_run import NARROW, Run
 
 LONG = 300.0
 """Seconds after which a run that has not ended counts as hanging."""
@@ -221,6 +221,10 @@ class Nodes:
         assert accepted, reason
         return warned
 
+    def is_up(self, node: Any) -> bool:
+        """Whether the node is still alive."""
+        return all(process.process.poll() is None for process in node.all_processes["raylet"])
+
     def take_away(self, node: Any) -> None:
         """Kill a node, as a machine dies that is switched off."""
         self._cluster.remove_node(node, allow_graceful=False)
@@ -264,16 +268,20 @@ def notice(plan: Plan) -> tuple[list[str], str]:
     unanswered = list[str]()
 
     def take_with_notice(nodes: Nodes, run: Run) -> None:
-        before, warned = run.went_on_within_epochs(), nodes.warn(plan.chance)
-        until = time.time() + 30
-        while run.went_on_within_epochs() == before and time.time() < until:
-            time.sleep(0.05)
-        if run.went_on_within_epochs() == before:
-            unanswered.append("no trial went on in the middle of an epoch within 30 s of a notice")
+        warned, until = nodes.warn(plan.chance), time.time() + 30
+        while (
+            nodes.is_up(warned) and time.time() < until
+        ):  # Ray ends a node that will be taken away when nobody is there any more
+            time.sleep(0.1)
+        if nodes.is_up(warned):
+            unanswered.append("a group was still at work 30 s after a notice")
         nodes.take_away(warned)
 
-    # What is handed over is not a retry: there are none here.
-    wrong, said = on_nodes(plan, take_with_notice, max_retries=0)
+    # What is handed over is not a retry: there are none here. Small batches: most of the time should go into an epoch's steps.
+    own = {"max_retries": 0, "space": NARROW | {"training.batch_size": 8}}
+    wrong, said = on_nodes(plan, take_with_notice, **own)
+    if "in the middle of an epoch" not in said:
+        unanswered.append("no trial went on in the middle of an epoch")
     return wrong + unanswered, said
 
 
@@ -295,7 +303,7 @@ def on_nodes(plan: Plan, strike: Callable[[Nodes, Run], None], **own: Any) -> tu
     wrong += [f"it ended after {struck} kills"] if struck < plan.few else []
     wrong += [f"left behind: {left}"] if left else []
     more, said = run.judge(struck)
-    within = run.went_on_within_epochs()
+    within = sum(step > 0 for step in run.went_on())
     return wrong + more, f"{said}, {within} times on in the middle of an epoch" if within else said
 
 

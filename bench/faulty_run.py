@@ -54,7 +54,7 @@ def journaling(journal: str, sabotage: dict[str, str]) -> Callable[[dict[str, An
                         file.write(" ".join(map(str, words)) + "\n")
 
             def train(model: Any, *args: Any, position: Any, **options: Any) -> Iterator[Any]:
-                if position.steps:
+                if position.epochs or position.steps:
                     write(number, position.epochs + 1, "goes on after step", position.steps)
                 for metrics in loop(model, *args, position=position, **options):
                     write(number, metrics.epoch)
@@ -169,9 +169,9 @@ class Run:
         lines = map(str.split, self.journal.read_text().splitlines())
         return [(int(words[0]), int(words[1])) for words in lines if len(words) == 2]
 
-    def went_on_within_epochs(self) -> int:
-        """How often a trial went on in the middle of an epoch."""
-        return self.journal.read_text().count("goes on")
+    def went_on(self) -> list[int]:
+        """After which step of an epoch trials went on, each time."""
+        return [int(line.split()[-1]) for line in self.journal.read_text().splitlines() if "goes on" in line]
 
     def judge(self, kills: int, groups: int = 2) -> tuple[list[str], str]:
         """What is wrong after the last run, and what is to be said if nothing is."""
