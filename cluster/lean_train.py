@@ -3,7 +3,7 @@
 By itself a trainer starts seven of them beside the ranks: its controller; one that frees its place on the cluster should
 the controller die; one for data sets; one that asks the cloud about preemption; one that bargains with Ray Data for
 resources; one by which the ranks meet; one that keeps the state for Ray's dashboard. Here all groups share one process for
-their controllers, which ends with the driver, and with the driver Ray frees the places. The ranks' meeting place stays.
+their controllers, which ends with the driver, and with the driver Ray frees the places.
 
 What is used here has no public name in Ray 2.60: should another release have changed it, this file is the place to look.
 """
@@ -11,13 +11,25 @@ What is used here has no public name in Ray 2.60: should another release have ch
 from __future__ import annotations
 
 import asyncio
+import importlib
+import os
 from typing import Any
 
 import ray
 
 
 class _Controllers:
-    """An actor in which the controllers of all groups run, each in a thread."""
+    """An actor in which the controllers of all groups run, each in a thread. `settings` are Ray Train's environment variables.
+
+    They are set here: a runtime environment would need a process of its own, which starts after the actor is asked for.
+    """
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        os.environ.update(settings)
+        state: Any = importlib.import_module("ray.train.v2._internal.execution.worker_group.state")
+        worker_group: Any = importlib.import_module("ray.train.v2._internal.execution.worker_group.worker_group")
+        worker_group.SynchronizationActor = _NoMeetingPlace()
+        state._shutdown_sync_actor = lambda place: None
 
     def run(self, settings: dict[str, Any]) -> Any:
         """Run a Ray Train controller to its end; returns its result."""
@@ -27,6 +39,16 @@ class _Controllers:
         controller: Any = TrainController(**settings, scaling_policy=policy)
         asyncio.run(controller.run())
         return controller.get_result()
+
+
+class _NoMeetingPlace:
+    """In place of the class of actors, one per group, where ranks meet that report to Ray Train: here they report to the mailbox."""
+
+    def options(self, **_: object) -> _NoMeetingPlace:
+        return self
+
+    def remote(self, **_: object) -> _NoMeetingPlace:
+        return self
 
 
 def this_node() -> dict[str, str]:
@@ -49,13 +71,8 @@ def start_controllers(groups: int) -> Any:
         "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     }
     actor: Any = ray.remote(_Controllers)
-    options = {
-        "num_cpus": 0,
-        "max_concurrency": groups,
-        "label_selector": this_node(),
-        "runtime_env": {"env_vars": env},
-    }
-    return actor.options(**options).remote()
+    options = {"num_cpus": 0, "max_concurrency": groups, "label_selector": this_node()}
+    return actor.options(**options).remote(env)
 
 
 def lean_trainer(controllers: Any, with_process_groups: bool) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import Tensor
 from trainer.hyperparameters import LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from trainer.model import Classifier, build_model
 from trainer.muon import Muon, orthogonalize
-from trainer.objective import build_loss, build_optimizers, learning_rate_factor
+from trainer.objective import build_loss, build_optimizers, learning_rate_factor, update
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "muon")
 LOSSES = ("cross_entropy", "focal", "mean_squared_error")
@@ -197,6 +199,42 @@ def test_orthogonalize_keeps_the_singular_vectors() -> None:
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     rotated = u.T @ orthogonalize(matrix) @ vh.T
     torch.testing.assert_close(rotated, torch.diag(rotated.diag()), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_update_is_the_optimizers_own_step_and_takes_the_gradients_away(name: str) -> None:
+    config = OptimizerConfig(name=name, learning_rate=0.01)
+    theirs, ours = small_model(), small_model()
+    images = torch.randint(0, 255, (8, 1, 8, 8), dtype=torch.uint8)
+    for model in (theirs, ours):
+        optimizers = build_optimizers(config, model)
+        for _ in range(3):
+            torch.autograd.backward(model(images).square().sum())
+            for optimizer in optimizers:
+                if model is ours:
+                    update(optimizer)
+                else:
+                    optimizer.step()
+                    optimizer.zero_grad()
+    assert all(p.grad is None for p in ours.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+
+
+def test_training_does_not_import_torchs_compiler() -> None:
+    program = """
+import sys, torch
+from trainer.hyperparameters import ModelConfig, OptimizerConfig
+from trainer.model import build_model
+from trainer.objective import build_optimizers, update
+model = build_model(ModelConfig(), (1, 8, 8), 3, (0.0,), (1.0,))
+for name in ("sgd", "adam", "adamw", "rmsprop", "muon"):
+    for optimizer in build_optimizers(OptimizerConfig(name=name), model):
+        torch.autograd.backward(model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).sum())
+        update(optimizer)
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_orthogonalize_leaves_zero_where_it_is() -> None:

@@ -18,7 +18,7 @@ from trainer.data import ImageData
 from trainer.hyperparameters import TrainingConfig, TrialConfig
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier, build_model
-from trainer.objective import Loss, build_loss, build_optimizers, learning_rate_factor, supports_bfloat16
+from trainer.objective import Loss, build_loss, build_optimizers, learning_rate_factor, supports_bfloat16, update
 from trainer.training_state import Position
 
 EVALUATION_BATCH = 1000
@@ -101,8 +101,7 @@ def train(
             loss = losses.sum() * (world_size / size)
             torch.autograd.backward(loss)
             for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+                update(optimizer)
             total += loss.detach()
             position.steps += 1
         trained = _synchronized_clock(device)
