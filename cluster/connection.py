@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.lean_ray import without_dashboard_and_autoscaler
+
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record; no CSV, JSON and TensorBoard files beside it
@@ -46,13 +48,14 @@ def connect(address: str | None) -> Iterator[list[Mapping[str, float]]]:
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said by the sweep, once
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=None if address else _short_temporary_folder(),
-        )
+        with contextlib.nullcontext() if address else without_dashboard_and_autoscaler():
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=None if address else _short_temporary_folder(),
+            )
     except ConnectionError as error:
         raise ValueError(
             f"There is no Ray cluster at {address!r} that lets us in: {error}. Start one with `ray start --head` or `ray up`, "
