@@ -53,15 +53,16 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--repeat", type=int, default=1)
     given = parser.parse_args()
-    said_last = "not run"
+    said_last, shares = "not run", list[float]()
     walls: dict[str, list[float]] = {way: [] for way in given.ways}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         write_images(Path(os.environ["CONVSWEEP_DATA"]), data)
         for turn, way in itertools.product(range(given.repeat), given.ways):
             began = time.perf_counter()
-            said = run(way, given.trials, data, Path(folder) / f"{way}-{turn}")
+            said, share = run(way, given.trials, data, Path(folder) / f"{way}-{turn}")
             wall = time.perf_counter() - began
+            shares += [] if share is None else [share]
             walls[way].append(wall)
             said_last = said if way == "convsweep" else said_last
             print(f"{way:10} {wall:7.1f} s  {60 * given.trials / wall:6.2f} trials/min  {said}", flush=True)
@@ -69,7 +70,8 @@ def main() -> None:
     if "convsweep" in medians:
         for way in given.ways:
             print(f"convsweep / {way:10} {medians[way] / medians['convsweep']:5.2f}")
-    save(f"sweep-{given.trials}", {"trials": given.trials, "seconds": walls, "said": f"convsweep: {said_last}."})
+    found = {"trials": given.trials, "seconds": walls, "training_share": shares, "said": f"convsweep: {said_last}."}
+    save(f"sweep-{given.trials}", found)
 
 
 def write_images(root: Path, to: Path) -> None:
@@ -85,16 +87,19 @@ def write_images(root: Path, to: Path) -> None:
         np.savez(to / f"{part}.npz", images=images, labels=labels.astype("int64"))
 
 
-def run(way: str, trials: int, data: Path, folder: Path) -> str:
-    """Run the list in that way; returns what is to be said about it. Raises CalledProcessError when it fails."""
+def run(way: str, trials: int, data: Path, folder: Path) -> tuple[str, float | None]:
+    """Run the list in that way; returns what is to be said about it, and convsweep's share of time that went into training.
+
+    Raises CalledProcessError when it fails.
+    """
     if way == "convsweep":
         return run_convsweep(trials, data, folder)
     command = [sys.executable, "-m", "bench.peers", way, str(trials), str(data)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return done.stdout.splitlines()[-1]
+    return done.stdout.splitlines()[-1], None
 
 
-def run_convsweep(trials: int, data: Path, folder: Path) -> str:
+def run_convsweep(trials: int, data: Path, folder: Path) -> tuple[str, float]:
     """The list as a user's sweep file."""
     folder.mkdir()
     file = folder / "sweep.yaml"
@@ -108,10 +113,11 @@ def run_convsweep(trials: int, data: Path, folder: Path) -> str:
     after = timing.wall_seconds - timing.startup_seconds
     share = timing.train_seconds / (timing.groups * after)
     best = sweep.best_or_error().value
-    return (
+    said = (
         f"best {best:.4f}; start-up {timing.startup_seconds:.1f} s, training {share:.3f} of the groups' time after it, "
         f"a rank at most {memory.peak:.0f} MB"
     )
+    return said, share
 
 
 class Memory:
