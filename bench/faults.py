@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import random
 import subprocess
@@ -233,7 +234,7 @@ class Nodes:
         """Those that a sweep has left on the cluster."""
         import ray
 
-        ray.init(self.address, log_to_driver=False)
+        ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
             table = ray.util.placement_group_table().values()
             return [
