@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer import folders
 from trainer.data import DataConfig, ImageData, Split, load_data
 
 ImageFolder = Callable[..., Path]
@@ -55,6 +56,19 @@ def test_a_sub_folder_is_a_class(image_folder: ImageFolder, load: Any) -> None:
     assert (len(data.train), len(data.validation), data.test) == (15, 5, None)
     assert_labels_are_those_of_the_pictures(data.train)
     assert_labels_are_those_of_the_pictures(data.validation)
+
+
+def test_large_files_are_decoded_in_parallel_to_the_same_arrays(
+    image_folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = image_folder({"a": 40, "b": 30})
+    arrays = []
+    for smallest, cache in ((2**30, "one after the other"), (0, "in parallel")):
+        monkeypatch.setattr(folders, "_SMALL", smallest)
+        data = load_data(DataConfig(data=str(root), cache=str(tmp_path / cache), image_size=8))
+        arrays.append((data.train.images, data.train.labels, data.train.rows))
+    for first, second in zip(*arrays, strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_images_are_64_pixels_wide_unless_told_otherwise(image_folder: ImageFolder, load: Any) -> None:
