@@ -33,6 +33,7 @@ bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DAT
 	$(BIN)/python -m bench.sweep --trials 64
 	$(BIN)/python -m bench.train
 	$(BIN)/python -m bench.scale
+	$(BIN)/python -m bench.nodes
 	$(BIN)/python -m bench.search
 	$(BIN)/python -m bench.gpu
 	$(BIN)/python -m bench.report
@@ -43,7 +44,7 @@ faults: $(READY)  ## break sweeps on purpose and see that nothing is lost; FAULT
 fuzz: $(READY)  ## throw damaged and hostile input at what reads files
 	$(BIN)/python -m bench.fuzz
 
-docs: $(READY)  ## write the tables that are derived from the code
+docs: $(READY)  ## write what is derived from the code: tables, the tree, the cluster files
 	$(BIN)/python -m tests.derived_docs
 
 install: $(READY)

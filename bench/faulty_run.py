@@ -160,6 +160,14 @@ class Run:
                 found[number] = state, repr(about)
         return found
 
+    def failures(self) -> dict[int, str]:
+        """Why trials failed."""
+        with contextlib.closing(sqlite3.connect(self.folder / "experiments" / "studies.db", timeout=60)) as database:
+            rows = database.execute(
+                "SELECT number, value_json FROM trials JOIN trial_user_attributes USING (trial_id) WHERE key = 'error'"
+            ).fetchall()
+        return {number: json.loads(text) for number, text in rows}
+
     def finished(self) -> dict[int, str]:
         """The finished trials, with their records."""
         return {n: text for n, (state, text) in self.trials().items() if state in ("COMPLETE", "PRUNED", "FAIL")}
@@ -179,7 +187,7 @@ class Run:
         again = sum(count - 1 for count in Counter(self.trained()).values())
         wrong = []
         if states["COMPLETE"] + states["PRUNED"] != self.settings["trials"]:
-            wrong.append(f"trials {dict(states)}")
+            wrong.append(f"trials {dict(states)}: {self.failures()}")
         if again > groups * kills:
             wrong.append(f"{again} epochs were trained again, more than one per group and kill")
         for number, epochs in self.histories().items():

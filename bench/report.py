@@ -40,7 +40,9 @@ def main() -> None:
     found = results.load()
     sections = [INTRODUCTION]
     for name, content in found.items():
-        write = {"train": train, "scale": scale, "search": search, "gpu": gpu}.get(name, sweep)
+        write = WRITERS.get(name)
+        if write is None:  # it has a page of its own
+            continue
         where = f"*{content['machine']}; {', '.join(f'{k} {v}' for k, v in content['versions'].items())}; {content['day']}.*"
         sections.append(f"{write(name, content['found'])}\n\n{where}\n")
     PAGE.write_text("\n".join(sections))
@@ -120,14 +122,33 @@ def train(name: str, found: dict[str, Any]) -> str:
     )
 
 
+def nodes(name: str, found: dict[str, Any]) -> str:
+    """Trials per minute by the number of nodes."""
+    sizes = found["nodes"]
+    rows = [
+        (str(n["nodes"]), f"{n['trials_per_minute']:.1f}", f"{n['share']:.3f}", f"{n['startup_seconds']:.1f} s")
+        for n in sizes
+    ]
+    most = max(sizes, key=lambda one: one["nodes"])
+    promises = [at_least(f"share at {most['nodes']} nodes of what so many could do", 0.95, most["share"], "{:.3f}")]
+    figure, axes = plt.subplots(figsize=(4.5, 3.2))
+    _line(axes, "trials per minute by nodes", [(one["nodes"], one["trials_per_minute"]) for one in sizes])
+    return (
+        f"## Nodes (`bench.nodes`)\n\nTrials that sleep for {found['seconds']:g} s, on nodes of one CPU each, "
+        f"all on this machine: so the start, which is as many processes as nodes, says little about a cluster.\n\n"
+        f"{_table(('nodes', 'trials per minute', 'share of what could be', 'start-up'), rows)}\n{_table(PROMISE, promises)}\n"
+        f"{_save(figure, name)}"
+    )
+
+
 def scale(name: str, found: dict[str, Any]) -> str:
     """What a trial costs as a sweep grows, and reading a study."""
     rows = [
         (
             f"{one['trials']:,}",
-            f"{1000 * one['wait_first']:.0f} ms",
-            f"{1000 * one['wait_last']:.0f} ms",
-            f"{one['trials_per_second']:.1f}",
+            f"{1000 * one['overhead_first']:.0f} ms",
+            f"{1000 * one['overhead_last']:.0f} ms",
+            f"{1000 * one['wait']:.0f} ms",
             f"{one['startup_seconds']:.1f} s",
             f"{one['driver_mb']:.0f} MB",
         )
@@ -135,9 +156,9 @@ def scale(name: str, found: dict[str, Any]) -> str:
     ]
     heads = (
         "trials",
-        "wait near the beginning",
+        "overhead per trial up to the 100th",
         "near the end",
-        "trials per second",
+        f"wait of each of {found['sweeps'][0]['groups']} groups",
         "start-up",
         "driver's peak memory",
     )
@@ -148,22 +169,20 @@ def scale(name: str, found: dict[str, Any]) -> str:
     few, many = sizes[0], sizes[-1]
     promises = [
         at_most(
-            f"a wait at trial {many['trials']:,} against one at trial {few['trials']:,}",
+            f"overhead at trial {many['trials']:,} against that at trial {few['trials']:,}",
             1.5,
-            many["wait_last"] / few["wait_last"],
+            many["overhead_last"] / few["overhead_last"],
             "{:.2f}",
         ),
-        at_most(f"seconds of the driver per trial at {many['trials']:,}", 0.1, 1 / many["trials_per_second"], "{:.3f}"),
+        at_most(f"seconds of overhead at trial {many['trials']:,}", 0.1, many["overhead_last"], "{:.3f}"),
         at_most(f"MB of the driver at {many['trials']:,}", 700, many["driver_mb"], "{:.0f}"),
     ]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    _line(
-        left, "ms that a group waits per trial", [(one["trials"], 1000 * one["wait_last"]) for one in found["sweeps"]]
-    )
+    _line(left, "ms of overhead per trial", [(one["trials"], 1000 * one["overhead_last"]) for one in found["sweeps"]])
     _line(right, "s to read the study", [(one["trials"], one["first"]) for one in found["readers"]])
     return (
-        "## Trials that only report (`bench.scale`)\n\nHow long a group waits between two trials that take no time themselves: the "
-        f"driver asks, records and tells them one after the other for all groups.\n\n{_table(heads, rows)}\n"
+        "## Trials that only report (`bench.scale`)\n\nWhat a trial takes that takes no time itself: the driver asks, records and tells "
+        f"them one after the other for all groups, so that each waits while the others' are asked.\n\n{_table(heads, rows)}\n"
         f"{_table(('trials of 20 epochs', 'first reading', 'again'), reading)}\n{_table(PROMISE, promises)}\n{_save(figure, name)}"
     )
 
@@ -236,6 +255,17 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *rows])
+
+
+WRITERS = {
+    "sweep-16": sweep,
+    "sweep-64": sweep,
+    "train": train,
+    "search": search,
+    "scale": scale,
+    "nodes": nodes,
+    "gpu": gpu,
+}
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m bench.scale [--trials 100 1000 5000] [--readers 100 1000 10000]
 
-For each size a sweep of its own on this machine, TPE and halving as by default: the median time that a group waits between two
-trials near the sweep's beginning and its end, trials per second, start-up, and the driver's peak memory. Then the time in which
-the dashboard's reader reads a study of so many trials, the first time and again.
+For each size a sweep of its own on this machine, TPE and halving as by default: the overhead of a trial, which is what a trial takes
+when it takes no time itself, near the sweep's beginning and its end; the median time that a group waits between two such trials, in
+which the other groups' trials are asked for too; start-up, and the driver's peak memory. Then the time in which the dashboard's reader
+reads a study of so many trials, the first time and again.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         sweeps.append(one := json.loads(done.stdout.splitlines()[-1]))
         print(
-            f"{trials:6,} trials: a group waits {1000 * one['wait_first']:.0f} ms between two near trial {WINDOW}, "
-            f"{1000 * one['wait_last']:.0f} ms near trial {trials}; {one['trials_per_second']:.1f} trials/s; start-up "
-            f"{one['startup_seconds']:.1f} s; driver at most {one['driver_mb']:.0f} MB",
+            f"{trials:6,} trials: overhead {1000 * one['overhead_first']:.0f} ms a trial up to trial {WINDOW}, "
+            f"{1000 * one['overhead_last']:.0f} ms near trial {trials}; each of {one['groups']} groups waits "
+            f"{1000 * one['wait']:.0f} ms between two; start-up {one['startup_seconds']:.1f} s; driver at most {one['driver_mb']:.0f} MB",
             flush=True,
         )
     for trials in given.readers:
@@ -54,8 +55,8 @@ def main() -> None:
     save("scale", {"sweeps": sweeps, "readers": readers})
 
 
-def report_only(config: dict[str, Any]) -> None:
-    """A worker group's train function: takes assignments as the real one does, and reports an epoch of each at once."""
+def report_only(config: dict[str, Any], seconds: float = 0.0) -> None:
+    """A worker group's train function: takes assignments as the real one does, sleeps, and reports an epoch of each."""
     import ray
 
     from trainer.mailbox import Report
@@ -66,6 +67,7 @@ def report_only(config: dict[str, Any]) -> None:
     while (assignment := ray.get(mailbox.take.remote(group, index))) is not None:
         begun = time.time()
         ray.get(mailbox.begin.remote(group, index))
+        time.sleep(seconds)
         accuracy = random.Random(assignment.trial).random()
         metrics = EpochMetrics(1, 1.0, 1.0, accuracy, 0.1, 1000.0, 0.001)
         report = Report(group, metrics, done=True, begun_at=begun, reported_at=time.time(), parameters=1)
@@ -98,9 +100,9 @@ def sweep(trials: int) -> dict[str, float]:
     return {
         "trials": trials,
         "groups": record.timing.groups,
-        "wait_first": statistics.median(waits[:WINDOW]),
-        "wait_last": statistics.median(waits[-WINDOW:]),
-        "trials_per_second": (trials - 1) / (begun[-1][0] - begun[0][0]),
+        "overhead_first": (begun[WINDOW - 1][0] - begun[0][0]) / (WINDOW - 1),
+        "overhead_last": (begun[-1][0] - begun[-WINDOW][0]) / (WINDOW - 1),
+        "wait": statistics.median(waits),
         "startup_seconds": record.timing.startup_seconds,
         "driver_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

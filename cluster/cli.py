@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster import model_commands, tables
+from cluster import job_commands, model_commands, tables
 from cluster.config import KEYS, make_config, parse_duration, read_sweep_file
 from cluster.experiments import Experiments
 from cluster.options import (
@@ -56,7 +56,9 @@ app = typer.Typer(
 
 @app.command()
 def sweep(
-    file: Annotated[Path | None, typer.Argument(metavar="SWEEP.yaml", help="Settings; options win over it.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="SWEEP.yaml", help="Settings, - from standard input; options win.")
+    ] = None,
     data: Data = None,
     trials: Annotated[int | None, typer.Option(help="How many. [default: 20, or what fits the time budget]")] = None,
     epochs: Epochs = None,
@@ -208,6 +210,11 @@ def show(
 
 for command in (model_commands.train, model_commands.export, model_commands.predict, model_commands.doctor):
     app.command()(command)
+
+
+app.command(context_settings={"allow_interspersed_args": False})(job_commands.submit)
+app.command()(job_commands.follow)
+app.command()(job_commands.stop)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -200,12 +201,12 @@ KEYS = (*_DATA_KEYS, *_OWN_KEYS, *_SHAPE_KEYS)
 
 
 def read_sweep_file(path: Path) -> dict[str, Any]:
-    """The settings in a YAML sweep file; those without a value are left out.
+    """The settings in a YAML sweep file, or on standard input where `path` is -; those without a value are left out.
 
     Raises ValueError for a file that is none, for unknown keys and for values of a wrong type.
     """
     try:
-        content = read_yaml(path.read_text())
+        content = read_yaml(sys.stdin.read() if str(path) == "-" else path.read_text())
     except OSError as error:
         raise ValueError(f"The sweep file {str(path)!r} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -6,18 +6,24 @@ import contextlib
 import logging
 import os
 import socket
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from cluster import ports
 from cluster.lean_ray import without_dashboard_and_autoscaler
+from cluster.plan import GroupShape, Nodes, Plan, make_plan
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study is the record; no CSV, JSON and TensorBoard files beside it
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the sweep's own affair
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's own record is never read
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # how many there are at once is said by the searcher
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_maximum_startup_concurrency": "8",  # with as many as CPUs, two cores start a group's actors two by two
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -29,9 +35,35 @@ _QUIET = {
 }
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that this process is connected to. One of this machine's own, which `can_change` says it is not, stays as it is."""
+
+    can_change: bool
+
+    def nodes(self, but: Collection[str] = ()) -> list[Nodes]:
+        """The nodes that are there now, `but` for those with these ids."""
+        import ray
+
+        there = ray.nodes()  # type: ignore[no-untyped-call]
+        return [Nodes(node["Resources"]) for node in there if node["Alive"] and node["NodeID"] not in but]
+
+    def free(self) -> Nodes:
+        """What nobody uses now, of all nodes together."""
+        import ray
+
+        return Nodes(ray.available_resources())  # type: ignore[no-untyped-call]
+
+    def plan(self, shape: GroupShape, trials: int) -> Plan:
+        """What of this shape runs here. Raises ValueError with the arithmetic when that can never fit."""
+        from cluster.autoscaling import possible_nodes
+
+        return make_plan(shape, self.nodes(), trials, possible_nodes() if self.can_change else [])
+
+
 @contextlib.contextmanager
-def connect(address: str | None) -> Iterator[list[Mapping[str, float]]]:
-    """Connect to the cluster at `address`, or start one on this machine; gives each node's resources.
+def connect(address: str | None) -> Iterator[Cluster]:
+    """Connect to the cluster at `address`, or start one on this machine.
 
     Raises ValueError when there is no cluster at the address. A cluster that was started here ends with the context.
     """
@@ -39,10 +71,9 @@ def connect(address: str | None) -> Iterator[list[Mapping[str, float]]]:
         _check_somebody_listens(address)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    if address and _has_token():
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "token"
-        )  # Ray asks for a token by default, but shows one only when told to
+    if address and _has_token() and "RAY_AUTH_MODE" not in os.environ:
+        # Ray shows a token only when told to; a cluster that asks for none starts no actors for whoever shows one.
+        os.environ["RAY_AUTH_MODE"] = "token" if _asks_for_token(address) else "disabled"
     import ray
 
     for name in ("ray", "ray.tune", "ray.train"):
@@ -62,8 +93,7 @@ def connect(address: str | None) -> Iterator[list[Mapping[str, float]]]:
             "leave out --address, or give that cluster's token in RAY_AUTH_TOKEN."
         ) from error
     try:
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        yield [node["Resources"] for node in nodes if node["Alive"]]
+        yield Cluster(can_change=address is not None)
     finally:
         ray.shutdown()
 
@@ -79,6 +109,19 @@ def _check_somebody_listens(address: str) -> None:
                 f"Nobody answers at {address!r} ({error}). Is the cluster up, and can this machine reach it? `ray status` on its head "
                 "says the address; --address auto takes the cluster that this machine belongs to."
             ) from error
+
+
+_WHERE = "import sys; from ray._private.services import canonicalize_bootstrap_address as at; print(at(sys.argv[1]))"
+
+
+def _asks_for_token(address: str) -> bool:
+    place = address.removeprefix("ray://")
+    if ":" not in place:
+        # Ray knows where that is, but reads RAY_AUTH_MODE when it is imported: another process asks it.
+        done = subprocess.run([sys.executable, "-c", _WHERE, address], capture_output=True, text=True, check=False)
+        place = done.stdout.strip() if done.returncode == 0 else ""  # what is wrong is said by who connects
+    host, _, port = place.rpartition(":")
+    return not host or not port.isdecimal() or ports.ask(host.strip("[]"), int(port)) is ports.Answer.GUARDED
 
 
 def _has_token() -> bool:

@@ -67,6 +67,8 @@ def start_controllers(groups: int) -> Any:
 
     env = get_env_vars_to_propagate() | {
         "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+        # A group that has no room yet waits: what it asks for tells the autoscaler what is missing.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1e7",
         # Each controller would configure the process's logging; beside one that writes to its log, both wait for ever.
         "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     }

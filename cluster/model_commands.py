@@ -1,4 +1,4 @@
-"""The commands about one model or its data: `train`, `export`, `predict` and `doctor`."""
+"""The commands about one model, its data or a cluster: `train`, `export`, `predict` and `doctor`."""
 
 from __future__ import annotations
 
@@ -186,18 +186,39 @@ def predict(
 
 def doctor(
     data: Annotated[str | None, typer.Option(help="A folder with one sub-folder of images per class.")] = None,
+    # Not RAY_ADDRESS as elsewhere: in a job on a cluster that is always set.
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, host:port.")] = None,
+    experiments: Folder = DEFAULT_FOLDER,
+    storage_path: StoragePath = None,
     as_json: Json = False,
 ) -> None:
-    """Look for what spoils a data set: broken files, duplicates, scarce classes, mixed kinds of images.
+    """Look for what spoils a data set, or a cluster.
 
-    Exit status 1 when there is something that a sweep would refuse or that makes its scores wrong.
+    In a folder of images: broken files, duplicates, scarce classes, mixed kinds of images. On a cluster: versions that differ, GPUs
+    that torch does not see, nodes that do not reach each other, storage that is not shared, clocks that differ, open ports.
 
-    Example:  convsweep doctor --data photos
+    Exit status 1 when there is something that a sweep would refuse, that makes its scores wrong, or that lets strangers in.
+
+    Examples:
+
+      convsweep doctor --data photos
+
+      convsweep doctor --address auto
     """
-    if data is None:
-        raise ValueError("Say which folder of images to look at: --data FOLDER.")
+    if (data is None) == (address is None):
+        raise ValueError("Say what to look at: a folder of images, --data FOLDER, or a cluster, --address auto.")
+    if address is not None:
+        from cluster.inspection import inspect as inspect_cluster
+
+        with tables.working("asking every node"):
+            verdicts = inspect_cluster(address, Experiments(experiments, None, storage_path))
+        tables.show_verdicts(address, verdicts, as_json)
+        if any(verdict.good is False for verdict in verdicts):
+            raise typer.Exit(1)
+        return
     from trainer.inspection import inspect
 
+    assert data is not None
     with tables.decoding() as on_progress:
         found = inspect(Path(data), on_progress)
     tables.show_inspection(found, as_json)

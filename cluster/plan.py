@@ -32,12 +32,18 @@ class GroupShape:
 
 @dataclass(frozen=True)
 class Plan:
-    """`groups` worker groups of `workers` ranks, each rank with its CPUs and (a share of) GPUs."""
+    """`groups` worker groups of `workers` ranks, each rank with its CPUs and (a share of) GPUs.
+
+    The nodes that are there have room for `at_once` of them; the others wait for nodes that the cluster's autoscaler starts. Should
+    more nodes join than anybody knew of, there may be as many as `most`.
+    """
 
     groups: int
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
+    at_once: int
+    most: int
 
     @property
     def threads(self) -> int:
@@ -45,33 +51,69 @@ class Plan:
         return max(1, int(self.cpus_per_worker))
 
     def __str__(self) -> str:
-        device = f"{self.gpus_per_worker:g} GPU" if self.gpus_per_worker else f"{self.cpus_per_worker:g} CPU"
-        return f"{self.groups} worker group(s) of {self.workers} rank(s) with {device} each"
+        later = f", {self.at_once} at first and the others as the cluster grows" if self.at_once < self.groups else ""
+        return f"{self.groups} worker group(s) of {self.workers} rank(s) with {self.device} each{later}"
+
+    @property
+    def device(self) -> str:
+        """What one rank asks of a node, in words."""
+        return f"{self.gpus_per_worker:g} GPU" if self.gpus_per_worker else f"{self.cpus_per_worker:g} CPU"
+
+    def groups_that_fit(self, nodes: Sequence[Nodes]) -> int:
+        """How many such groups these nodes have room for."""
+        return _ranks_that_fit(nodes, self.cpus_per_worker, self.gpus_per_worker) // self.workers
 
 
-def make_plan(shape: GroupShape, nodes: Sequence[Mapping[str, float]], trials: int) -> Plan:
-    """The plan for a cluster whose `nodes` have these resources, such as `{"CPU": 8, "GPU": 1}`.
+@dataclass(frozen=True)
+class Nodes:
+    """`count` nodes with these `resources` each, such as `{"CPU": 8, "GPU": 1}`."""
 
-    A rank must fit on one node; a group may span several. By default a rank gets a GPU where the cluster has any, and
-    all groups that fit run, but no more than there are trials. Raises ValueError with the arithmetic when fewer fit.
+    resources: Mapping[str, float]
+    count: int = 1
+
+    def __str__(self) -> str:
+        each = f"{self.resources.get('CPU', 0):g} CPU and {self.resources.get('GPU', 0):g} GPU"
+        return each if self.count == 1 else f"{self.count} x {each}"
+
+
+def make_plan(shape: GroupShape, nodes: Sequence[Nodes], trials: int, possible: Sequence[Nodes] = ()) -> Plan:
+    """The plan for a cluster of these `nodes`, which its autoscaler may make into the `possible` ones.
+
+    A rank must fit on one node; a group may span several. By default a rank gets a GPU where the cluster has any, or may have, and
+    all groups that fit run, but no more than there are trials. Raises ValueError with the arithmetic when fewer can ever fit.
     """
-    nodes = [node for node in nodes if node.get("CPU", 0) > 0]
-    gpus = sum(node.get("GPU", 0) for node in nodes)
-    gpus_per_worker = shape.gpus_per_worker if shape.gpus_per_worker is not None else (1.0 if gpus else 0.0)
-    cpus_per_worker = shape.cpus_per_worker or _default_cpus(nodes, shape, gpus_per_worker)
-    ranks = sum(_ranks_on(node, cpus_per_worker, gpus_per_worker) for node in nodes)
-    fit = ranks // shape.workers
-    wanted = shape.groups or 1
+    nodes, possible = _with_cpus(nodes), _with_cpus(possible)
+    everything = [*nodes, *possible]
+    has_gpus = any(node.resources.get("GPU", 0) for node in everything)
+    gpus_per_worker = shape.gpus_per_worker if shape.gpus_per_worker is not None else (1.0 if has_gpus else 0.0)
+    cpus_per_worker = shape.cpus_per_worker or _default_cpus(everything, shape, gpus_per_worker)
+    ranks_now = _ranks_that_fit(nodes, cpus_per_worker, gpus_per_worker)
+    ranks = max(ranks_now, _ranks_that_fit(possible, cpus_per_worker, gpus_per_worker))
+    fit, wanted = ranks // shape.workers, shape.groups or 1
     if fit < wanted:
         rank = f"{cpus_per_worker:g} CPU" + (f" and {gpus_per_worker:g} GPU" if gpus_per_worker else "")
-        has = ", ".join(f"{n.get('CPU', 0):g} CPU and {n.get('GPU', 0):g} GPU" for n in nodes[:4]) or "none"
-        more = f" and {len(nodes) - 4} more" if len(nodes) > 4 else ""
+        grown = f", nor more than {ranks} on {_list(possible)}, which its autoscaler may make of it" if possible else ""
         raise ValueError(
             f"{wanted} group(s) x {shape.workers} worker(s) = {wanted * shape.workers} worker(s) of {rank} each are wanted, but only "
-            f"{ranks} fit on the cluster's {len(nodes)} node(s) with {has}{more}. "
+            f"{ranks_now} fit on the cluster's {sum(n.count for n in nodes)} node(s) with {_list(nodes)}{grown}. "
             "Ask for fewer --workers, --groups, --cpus-per-worker or --gpus-per-worker."
         )
-    return Plan(shape.groups or max(1, min(fit, trials)), shape.workers, cpus_per_worker, gpus_per_worker)
+    groups = shape.groups or max(1, min(fit, trials))
+    at_once = min(groups, ranks_now // shape.workers)
+    return Plan(groups, shape.workers, cpus_per_worker, gpus_per_worker, at_once, most=shape.groups or max(1, trials))
+
+
+def _with_cpus(nodes: Sequence[Nodes]) -> list[Nodes]:
+    return [node for node in nodes if node.count and node.resources.get("CPU", 0) > 0]
+
+
+def _list(nodes: Sequence[Nodes]) -> str:
+    more = f" and {sum(node.count for node in nodes[4:])} more" if len(nodes) > 4 else ""
+    return (", ".join(map(str, nodes[:4])) or "none") + more
+
+
+def _ranks_that_fit(nodes: Sequence[Nodes], cpus: float, gpus: float) -> int:
+    return sum(node.count * _ranks_on(node.resources, cpus, gpus) for node in nodes)
 
 
 def _ranks_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
@@ -79,11 +121,12 @@ def _ranks_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     return min(by_cpu, math.floor(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
 
 
-def _default_cpus(nodes: Sequence[Mapping[str, float]], shape: GroupShape, gpus_per_worker: float) -> float:
+def _default_cpus(nodes: Sequence[Nodes], shape: GroupShape, gpus_per_worker: float) -> float:
     """A share of the node's CPUs: per GPU where there are any, else so that at most eight ranks share a node."""
+    each = [node.resources for node in nodes]
     if gpus_per_worker:
-        shares = [node["CPU"] * gpus_per_worker / node["GPU"] for node in nodes if node.get("GPU", 0)]
+        shares = [node["CPU"] * gpus_per_worker / node["GPU"] for node in each if node.get("GPU", 0)]
         return float(max(1, min(4, int(min(shares, default=1)))))
-    largest = max((node["CPU"] for node in nodes), default=1)
+    largest = max((node["CPU"] for node in each), default=1)
     ranks = shape.workers * (shape.groups or 1) if shape.groups else MAX_DEFAULT_GROUPS_PER_NODE
     return float(max(1, int(largest // ranks)))

@@ -98,6 +98,10 @@ class Progress:
         if self._best is None or value > self._best[0]:
             self._best = (value, number, config)
 
+    def say(self, line: str) -> None:
+        """A line that is not about one trial, on a terminal above the live display."""
+        self._print(f"{self._config.name}: {line}")
+
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
         self._last_line = time.time()

@@ -19,8 +19,8 @@ from cluster.space import Space
 from trainer.domains import Value
 from trainer.hyperparameters import TrialConfig
 
-BEST, MOST = 50, 250
-"""How many trials the sampler is left with when it has twice as many as `MOST`: TPE models its 25 best ones against the rest."""
+BEST, MOST = 40, 100
+"""How many trials the sampler is left with when it has twice as many as `MOST`: TPE models its 10 to 20 best ones against the rest."""
 INFEASIBLE = "memory"
 """The constraint that a configuration violates which the machine has no memory for."""
 

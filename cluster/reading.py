@@ -23,6 +23,7 @@ from cluster.config import SweepConfig
 from cluster.lease import KEY as LEASE
 from cluster.lease import Holder
 from cluster.notes import noted_trials, read_note
+from cluster.patience import patiently
 from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, SweepSummary, TrialRecord, rank, wall_seconds
 
 _Study: Any = models.StudyModel
@@ -67,6 +68,19 @@ class StudyReader:
             if record != self._last:
                 self._last = record
             return self._last or record
+
+    def states(self) -> dict[str, list[int]]:
+        """The database's own numbers of the trials in each state, by its name."""
+        found: dict[str, list[int]] = {state.name: [] for state in TrialState}
+        query = sql.select(_Trial.trial_id, _Trial.state).where(_Trial.study_id == self._id).order_by(_Trial.trial_id)
+
+        def ask() -> list[Any]:
+            with self.engine.connect() as connection:
+                return list(connection.execute(query))
+
+        for trial_id, state in patiently(ask):
+            found[state.name].append(trial_id)
+        return found
 
     def _update(self, connection: sql.Connection) -> bool:
         """Read the trials that are new or were not finished; whether any of them has changed."""

@@ -49,14 +49,14 @@ class Trials:
         self,
         study: SweepStudy,
         config: SweepConfig,
-        groups: int,
+        groups: Callable[[], int],
         mailbox: Any,
         checkpoints: str,
         should_stop: Callable[[], bool],
         watchers: Sequence[Watcher],
         is_ours: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._study, self._config, self._ahead = study, config, groups
+        self._study, self._config, self._groups = study, config, groups
         self._mailbox, self._checkpoints = mailbox, checkpoints
         self._told_to_stop, self._watchers, self._is_ours = should_stop, watchers, is_ours
         self._begun = time.time()
@@ -65,7 +65,7 @@ class Trials:
         self._posted: deque[RunningTrial] = deque()
         self._running: dict[str, RunningTrial] = {}
         self._finished, self._waiting, self._asked = study.finished_count(), 0, 0
-        self._first_report = True
+        self._first_report, self._is_complete = True, False
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """Tune pickles its searcher and its stopper for a restore of its own, which is not used."""
@@ -78,6 +78,11 @@ class Trials:
     def prepare(self) -> None:
         """Ask for the first trials and hand them in: the groups begin with them as soon as they are up."""
         self._fill()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a group is there for one more trial."""
+        return len(self._running) < self._groups()
 
     def next(self, tune_id: str) -> RunningTrial | None:
         """The trial whose reports Tune is to follow next, or None when there are no more."""
@@ -92,11 +97,14 @@ class Trials:
 
     def _fill(self) -> None:
         """Ask for trials ahead of their time, one per group: a group that is through with one finds the next at once."""
-        while len(self._posted) < self._ahead and self._ask():
+        while len(self._posted) < self._groups() and self._ask():
             pass
 
     def _ask(self) -> bool:
         if self._enough() or self.should_stop():
+            if not self._is_complete:
+                self._mailbox.no_more.remote(self._asked)
+                self._is_complete = True
             return False
         trial = self._study.ask()
         self._asked += 1
@@ -186,14 +194,16 @@ class Trials:
 class StudySearcher(Searcher):
     """Tune asks here for configurations."""
 
-    def __init__(self, trials: Trials, to_tune: Callable[[RunningTrial], dict[str, Any]]) -> None:
+    def __init__(self, trials: Trials) -> None:
         super().__init__(metric="value", mode="max")
-        self._trials, self._to_tune = trials, to_tune
+        self._trials = trials
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
-        """The next trial's configuration as Tune's trainable takes it."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next trial's configuration as Tune's trainable takes it; None as long as there is no group for it."""
+        if not self._trials.has_room and not self._trials.should_stop():
+            return None
         trial = self._trials.next(trial_id)
-        return Searcher.FINISHED if trial is None else self._to_tune(trial)
+        return Searcher.FINISHED if trial is None else {"trial": trial.number}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune has ended the trial; if the study does not know yet, the sweep is stopping."""
@@ -209,15 +219,15 @@ class StudySearcher(Searcher):
 class StudyScheduler(FIFOScheduler):
     """Tune asks here whether a trial goes on."""
 
-    def __init__(self, trials: Trials, groups: int) -> None:
+    def __init__(self, trials: Trials) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._trials, self._actors = trials, groups
+        self._trials, self._is_first = trials, True
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """With the first trial the controller shows itself."""
-        if self._actors:
-            keep_actors(tune_controller, self._actors)
-            self._actors = 0
+        if self._is_first:
+            keep_actors(tune_controller)
+            self._is_first = False
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Record the epoch; stop the trial when the study prunes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 
 from cluster.connection import connect
 from cluster.experiments import Experiments
-from cluster.plan import GroupShape, make_plan
+from cluster.plan import GroupShape
 from trainer import memory
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint
@@ -55,6 +56,10 @@ def train_here(config: TrialConfig, data: ImageData) -> Training:
     return training
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
 def train_on_group(
     config: TrialConfig, data: DataConfig, shape: GroupShape, experiments: Experiments, address: str | None
 ) -> Training:
@@ -68,10 +73,10 @@ def train_on_group(
 
         name = f"train-{uuid.uuid4().hex[:8]}"
         store = experiments.checkpoints(name)
-        with connect(address) as nodes, contextlib.ExitStack() as cleanup:
-            plan = make_plan(shape, nodes, trials=1)
+        with connect(address) as there, contextlib.ExitStack() as cleanup:
+            plan = there.plan(shape, trials=1)
             cleanup.callback(experiments.remove_sweep_files, name)
-            groups = cleanup.enter_context(WorkerGroups(plan, experiments.groups_uri(name)))
+            groups = cleanup.enter_context(WorkerGroups(plan, experiments.groups_uri(name), there, _say))
             groups.wait_until_up(lambda: False)
             mailbox = groups.mailbox
             ray.get(mailbox.post.remote(Assignment(0, config, data, store.uri)))

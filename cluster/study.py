@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ from cluster.notes import write_note
 from cluster.proposals import INFEASIBLE, Proposals
 from cluster.reading import StudyReader
 from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
-from cluster.writing import create_trial, set_attributes
+from cluster.writing import create_trial, end_trial, report
 from trainer.domains import Value
 from trainer.failures import OUT_OF_MEMORY
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
@@ -55,8 +54,8 @@ class SweepStudy:
 
     def counts(self) -> dict[str, int]:
         """How many trials there are in each state."""
-        found = Counter(t.state.name for t in self._study.get_trials(deepcopy=False))
-        return {state: found[state] for state in STATES}
+        found = self._reader.states()
+        return {state: len(found[state]) for state in STATES}
 
     def read(self) -> SweepRecord:
         """The sweep as it is now."""
@@ -146,12 +145,13 @@ class SweepStudy:
 
     def end_run(self, state: str) -> None:
         """The run is over: FINISHED, INTERRUPTED or FAILED. Nothing stays RUNNING."""
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._requeue(trial._trial_id)
+        # Not by Optuna, which would read all trials and keep them: of 5,000 400 MB.
+        for trial_id in self._reader.states()["RUNNING"]:
+            self._requeue(trial_id)
         if state == "FINISHED":  # a time budget may leave enqueued trials that nobody waits for
-            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                self._study._storage.set_trial_user_attr(trial._trial_id, "error", "the sweep ended before its turn")
-                self._study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            for trial_id in self._reader.states()["WAITING"]:
+                self._study._storage.set_trial_user_attr(trial_id, "error", "the sweep ended before its turn")
+                self._study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         runs = self._study.user_attrs["runs"]
         self._study.set_user_attr("runs", [*runs[:-1], {"ended": time.time(), **runs[-1]}])
         self._study.set_user_attr("state", state)
@@ -174,7 +174,8 @@ class SweepStudy:
 
     def finished_count(self) -> int:
         """How many trials have ended, however."""
-        return sum(1 for t in self._study.get_trials(deepcopy=False) if t.state.is_finished())
+        found = self._reader.states()
+        return sum(len(found[state.name]) for state in TrialState if state.is_finished())
 
     def ask(self) -> RunningTrial:
         """The next trial of the run: a waiting one if there is any, else a new one that the sampler proposes."""
@@ -187,21 +188,20 @@ class SweepStudy:
                 self._study._storage.set_trial_param(
                     trial._trial_id, name, distribution.to_internal_repr(value), distribution
                 )
-            begun = not self._is_first_run
-            return RunningTrial(
-                self._study, self._reader.engine, trial, unflatten(given), self._proposals, was_begun=begun
-            )
+            known = None if self._is_first_run else self._study._storage.get_trial(trial._trial_id)
+            keep = "preset" in trial.user_attrs
+            return self._running(trial._trial_id, trial.number, unflatten(given), known, keep)
         config, chosen = self._proposals.propose()
-        trial = self._create(chosen, config)
-        self._proposals.note(trial.number)
-        return RunningTrial(self._study, self._reader.engine, trial, config, self._proposals)
-
-    def _create(self, chosen: FrozenTrial, config: TrialConfig) -> optuna.Trial:
-        """A running trial with all its parameters, in one transaction."""
-        trial_id = create_trial(
+        trial_id, number = create_trial(
             self._reader.engine, self._study._study_id, self._compatible(chosen), {"config": flatten(config)}
         )
-        return optuna.Trial(self._study, trial_id)
+        self._proposals.note(number)
+        return self._running(trial_id, number, config)
+
+    def _running(
+        self, trial_id: int, number: int, config: TrialConfig, known: FrozenTrial | None = None, keep: bool = False
+    ) -> RunningTrial:
+        return RunningTrial(self._study, self._reader.engine, trial_id, number, config, self._proposals, known, keep)
 
     def _compatible(self, chosen: FrozenTrial) -> dict[str, tuple[Any, BaseDistribution]]:
         """What the trial chose, as far as Optuna can record it: a study may not change the choices of a parameter.
@@ -229,38 +229,40 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
 
 
 class RunningTrial:
-    """A trial that is being run, and the ways in which it ends. `was_begun`: a run before may have trained it for some epochs."""
+    """A trial that is being run, and the ways in which it ends. `number` is its own in the study.
+
+    `known` is what a run before, which may have trained it for some epochs, has left of it; one that is to be kept is never pruned.
+    """
 
     def __init__(
         self,
         study: optuna.Study,
         engine: sqlalchemy.Engine,
-        trial: optuna.Trial,
+        trial_id: int,
+        number: int,
         config: TrialConfig,
         proposals: Proposals,
-        was_begun: bool = False,
+        known: FrozenTrial | None,
+        keep: bool,
     ) -> None:
-        self._study, self._engine, self._trial = study, engine, trial
-        self.config, self._proposals = config, proposals
-        self.was_begun = was_begun
-        known = study._storage.get_trial(trial._trial_id) if was_begun else None
+        self._study, self._engine, self._id, self._keep = study, engine, trial_id, keep
+        self.number, self.config, self._proposals = number, config, proposals
+        self.was_begun = known is not None
         self.epochs = epochs_of(known.user_attrs.get("history", {})) if known else []
-        self._reported_before = frozenset(known.intermediate_values if known else ())
         self._taken: tuple[str, float] | None = None
+        self._unwritten: dict[str, Any] = {}
         self._fits = True
         self.error: str | None = None
 
-    @property
-    def number(self) -> int:
-        """The trial's number in the study."""
-        return self._trial.number
-
     def begin(self, parameters: int, group: str, group_began: float) -> bool:
-        """Record which worker group has taken it and when, and what is known then; whether one had taken it before in this run."""
+        """Note which worker group has taken it and when, and what is known then; whether one had taken it before in this run.
+
+        Recorded with the next epoch, or the trial's end.
+        """
         before, self._taken = self._taken, (group, group_began)
         if before == self._taken:
             return False
-        self._set(parameters=parameters, group=group, group_began=group_began)
+        self._unwritten |= {"parameters": parameters, "group": group, "group_began": group_began}
         return before is not None
 
     def report(self, metrics: EpochMetrics, train_seconds: float) -> bool:
@@ -268,20 +270,14 @@ class RunningTrial:
         if self.epochs[metrics.epoch - 1 : metrics.epoch] == [metrics]:
             return False
         self.epochs[metrics.epoch - 1 :] = [metrics]
-        if metrics.epoch not in self._reported_before:
-            self._trial.report(metrics.val_accuracy, metrics.epoch)
-        else:  # Optuna's public interface keeps the first value
-            trial_id = self._trial._trial_id
-            self._study._storage.set_trial_intermediate_value(trial_id, metrics.epoch, metrics.val_accuracy)
-        self._set(history=history(self.epochs), train_seconds=train_seconds)
+        self._unwritten |= {"history": history(self.epochs), "train_seconds": train_seconds}
+        report(self._engine, self._id, metrics.epoch, metrics.val_accuracy, self._unwritten)
+        self._unwritten = {}
         return True
-
-    def _set(self, **attributes: Any) -> None:
-        set_attributes(self._engine, self._trial._trial_id, attributes)
 
     def should_prune(self) -> bool:
         """Whether the pruner gives the trial up. Never the preset's: it is what the others are compared with."""
-        return "preset" not in self._trial.user_attrs and self._trial.should_prune()
+        return not self._keep and self._study.pruner.prune(self._study, self._study._storage.get_trial(self._id))
 
     def complete(self) -> None:
         """It ran to its end; its value is that of its best epoch, whose weights were kept."""
@@ -289,27 +285,23 @@ class RunningTrial:
 
     def prune(self) -> None:
         """It was stopped for its score."""
-        self._end(TrialState.PRUNED)
+        self._end(TrialState.PRUNED, self.epochs[-1].val_accuracy)
 
     def fail(self, error: str, log: str | None = None, kind: str | None = None) -> None:
         """It could not go on, why, of which kind that is, and the file (host:path) that has more about it."""
         self.error = error
         self._fits = kind != OUT_OF_MEMORY
         if not self._fits:
-            self._trial.set_constraint(INFEASIBLE, 1.0)
-        if log is not None:
-            self._trial.set_user_attr("log", log)
-        self._trial.set_user_attr("error", error)
+            optuna.Trial(self._study, self._id).set_constraint(INFEASIBLE, 1.0)
+        self._unwritten |= {"error": error} | ({} if log is None else {"log": log})
         self._end(TrialState.FAIL)
 
     def wait(self) -> None:
         """Nothing was wrong with it, but the sweep stops: it waits for `resume`."""
-        self._study._storage.set_trial_state_values(self._trial._trial_id, TrialState.WAITING)
+        self._study._storage.set_trial_state_values(self._id, TrialState.WAITING)
 
     def _end(self, state: TrialState, value: float | None = None) -> None:
-        self._study.tell(self._trial, value, state=state)
-        if value is None and self.epochs:
-            value = self.epochs[-1].val_accuracy
+        end_trial(self._engine, self._id, state, value, self._unwritten)
         self._proposals.ended(self.number, state, value, len(self.epochs), self._fits)
 
 

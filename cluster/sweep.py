@@ -15,10 +15,10 @@ import optuna
 import sqlalchemy
 
 from cluster.config import SweepConfig
-from cluster.connection import connect
+from cluster.connection import Cluster, connect
 from cluster.experiments import Experiments
 from cluster.lease import Lease
-from cluster.plan import Plan, make_plan
+from cluster.plan import Plan
 from cluster.progress import Progress, say_skipped
 from cluster.record import SweepRecord
 from cluster.studies import Studies
@@ -26,7 +26,6 @@ from cluster.study import RunningTrial, SweepStudy
 from trainer.checkpoint import CheckpointStore
 from trainer.data import OnProgress, load_data
 
-_ALMOST_NOTHING = {"memory": 1.0}  # one byte: a CPU of the actor that Tune sees would be missing to the ranks
 HOPELESS_AFTER = 10
 """So many trials that all fail are taken for a mistake in the sweep rather than in the trials."""
 
@@ -49,11 +48,15 @@ def start(
     experiments.check()
     data = load_data(config.data, on_progress)
     say_skipped(data.skipped)
-    with connect(address) as nodes:
-        plan = make_plan(config.shape, nodes, config.trials or 1_000_000)
+    with connect(address) as cluster:
+        plan = cluster.plan(config.shape, config.trials or 1_000_000)
         study, stop = Studies(experiments, create=True).create(config, data.classes, data.image_shape), _Stop()
-        with study.lease(takeover=False, on_lost=stop.because) as lease:
-            return _run(study, lease, stop, config, plan, experiments)
+        with (
+            study.lease(takeover=False, on_lost=stop.because) as lease,
+            _interruptible(stop.event),
+            _database_may_go(config.name),
+        ):
+            return _run(study, lease, stop, config, cluster, plan, experiments)
 
 
 def resume(
@@ -130,12 +133,13 @@ def _go_on(
                 experiments.remove_ray_files(name)
             return Outcome(study.read(), "FINISHED", "There is nothing left to do.")
         load_data(config.data, on_progress)
-        with connect(address) as nodes:
-            plan = make_plan(config.shape, nodes, (config.trials or 1_000_000) - study.finished_count())
+        with connect(address) as cluster:
+            plan = cluster.plan(config.shape, (config.trials or 1_000_000) - study.finished_count())
             study.save_config(config)  # not before: what is refused leaves the record as it is
             if config.sampler == "grid":
                 study.enqueue_grid(config)
-            return _run(study, lease, stop, config, plan, experiments)
+            with _interruptible(stop.event), _database_may_go(config.name):
+                return _run(study, lease, stop, config, cluster, plan, experiments)
 
 
 def _is_done(study: SweepStudy, config: SweepConfig) -> bool:
@@ -158,25 +162,18 @@ class _Stop:
 
 
 def _run(
-    study: SweepStudy, lease: Lease, stop: _Stop, config: SweepConfig, plan: Plan, experiments: Experiments
+    study: SweepStudy,
+    lease: Lease,
+    stop: _Stop,
+    config: SweepConfig,
+    cluster: Cluster,
+    plan: Plan,
+    experiments: Experiments,
 ) -> Outcome:
     """Run trials until there are enough, the time is up or somebody stops it; the study tells the truth afterwards."""
-    with _interruptible(stop.event):
-        try:
-            return _run_until(study, lease, stop, config, plan, experiments)
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            cause = str(error.__cause__ or error).strip().splitlines()[0]
-            raise OSError(
-                f"The study database cannot be used any more: {cause}. What it has is safe; when it is back, go on with "
-                f"`convsweep resume {config.name}`."
-            ) from error
-
-
-def _run_until(
-    study: SweepStudy, lease: Lease, stop: _Stop, config: SweepConfig, plan: Plan, experiments: Experiments
-) -> Outcome:
     from ray import tune
 
+    from cluster.lean_train import this_node
     from cluster.search import StudyScheduler, StudySearcher, SweepStopper, Trials, Watcher
     from cluster.worker_group import TrialReader, WorkerGroups
 
@@ -187,12 +184,12 @@ def _run_until(
 
     state = "INTERRUPTED"
     study.begin_run(config, plan.groups)
-    groups = WorkerGroups(plan, experiments.groups_uri(config.name))
+    groups = WorkerGroups(plan, experiments.groups_uri(config.name), cluster, progress.say)
     mailbox = groups.mailbox
     trials = Trials(
         study,
         config,
-        plan.groups,
+        groups.count,
         mailbox,
         experiments.checkpoints_uri(config.name),
         should_stop=lambda: stop.event.is_set() or hopeless.reason is not None,
@@ -200,22 +197,22 @@ def _run_until(
         is_ours=lambda: lease.is_mine,
     )
 
-    def to_tune(trial: RunningTrial) -> dict[str, Any]:
-        return {"trial": trial.number, "mailbox": mailbox}
-
+    # One byte: a CPU of the actor that Tune sees would be missing to the ranks. Here: no node that goes takes it along.
+    reader = tune.PlacementGroupFactory([{"memory": 1.0}], bundle_label_selector=[this_node()])
     with progress:
         try:
             tuner = tune.Tuner(
-                tune.with_resources(TrialReader, _ALMOST_NOTHING),
+                # Not in the configurations: Tune copies those several times, and a handle takes 50 kB.
+                tune.with_resources(tune.with_parameters(TrialReader, mailbox=mailbox), reader),
                 tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(trials, to_tune),
-                    scheduler=StudyScheduler(trials, plan.groups),
+                    search_alg=StudySearcher(trials),
+                    scheduler=StudyScheduler(trials),
                     num_samples=-1,
-                    max_concurrent_trials=plan.groups,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     name=config.name,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a reader has nothing to save
                     storage_path=str(experiments.tune_folder(config.name)),
                     verbose=0,
                     stop=SweepStopper(trials),
@@ -238,6 +235,19 @@ def _run_until(
                 keeper.tidy(study)
                 experiments.remove_ray_files(config.name)
     return Outcome(study.read(), state, reason or stop.reason)
+
+
+@contextlib.contextmanager
+def _database_may_go(sweep: str) -> Iterator[None]:
+    """Raises OSError, with what to do then, when the study database cannot be used any more."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise OSError(
+            f"The study database cannot be used any more: {cause}. What it has is safe; when it is back, go on with "
+            f"`convsweep resume {sweep}`."
+        ) from error
 
 
 @contextlib.contextmanager

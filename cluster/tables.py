@@ -19,6 +19,7 @@ from trainer.metrics import EpochMetrics
 if TYPE_CHECKING:
     from cluster.cleaning import Surplus
     from cluster.export import Exported
+    from cluster.verdicts import Verdict
     from trainer.bundle import Prediction
     from trainer.inspection import Inspection
 
@@ -68,7 +69,9 @@ def decoding() -> Iterator[OnProgress]:
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
     """A spinner on a terminal, nothing elsewhere."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=_errors(), transient=True) as progress:
+    console = _errors()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(what)
         yield
 
@@ -257,6 +260,18 @@ def show_inspection(found: Inspection, as_json: bool) -> None:
             out.print(f"    and {len(finding.details) - 10:,} more: --json has all")
     if not found.findings:
         out.print("Nothing is wrong with them.")
+
+
+def show_verdicts(address: str, found: Sequence[Verdict], as_json: bool) -> None:
+    """What `doctor` has found on a cluster."""
+    if as_json:
+        _print_json({"address": address, "checks": [verdict.to_json() for verdict in found]})
+        return
+    out = _output()
+    for verdict in found:
+        mark = {True: "good", False: "WRONG", None: "-"}[verdict.good]
+        mends = f" -- {verdict.fix}" if verdict.fix else ""
+        out.print(f"{mark:6} {verdict.name}: {verdict.text}{mends}", markup=False, soft_wrap=True)
 
 
 def _bytes(size: int) -> str:

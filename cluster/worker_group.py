@@ -18,15 +18,15 @@ import ray
 import ray.train
 from ray import tune
 
-from cluster.lean_train import draining_nodes, lean_trainer, start_controllers, this_node
+from cluster.connection import Cluster
+from cluster.lean_train import lean_trainer, start_controllers, this_node
 from cluster.plan import Plan
+from cluster.watch import ClusterWatch
 from trainer.failures import says_that_a_rank_is_lost
 from trainer.mailbox import Mailbox, Report, work
 
 MAX_RESTARTS = 100
 """How often a group's processes are started again after a death before the group is given up."""
-SECONDS_BETWEEN_NOTICES = 2.0
-"""How often Ray is asked which nodes will be taken away."""
 MAX_FAILED_STARTS = 10
 """How often they may fail to start, before that."""
 
@@ -34,42 +34,49 @@ MAX_FAILED_STARTS = 10
 class WorkerGroups:
     """The worker groups of a plan and their `mailbox` actor. A context: they start with it and are gone after it.
 
-    `storage` is a path or URI for the little that Ray Train writes about a group.
+    On a `cluster` that can change, groups wait for the room that they have not yet, and nodes that join get groups, as many as the plan
+    has at most; what they wait for is told to `say`. `storage` is a path or URI for the little that Ray Train writes about a group.
     """
 
-    def __init__(self, plan: Plan, storage: str) -> None:
-        names = [f"group-{uuid.uuid4().hex[:8]}" for _ in range(plan.groups)]
+    def __init__(self, plan: Plan, storage: str, cluster: Cluster, say: Callable[[str], None]) -> None:
+        self._plan, self._storage = plan, storage
+        self._names = _names(plan.groups)
+        self._up = False
         actor: Any = ray.remote(Mailbox)
         # It takes no CPU from the ranks; as many calls may wait in it as there are ranks and readers.
-        self._up = False
-        options = {"num_cpus": 0, "max_concurrency": 10_000, "label_selector": this_node()}
-        self.mailbox: Any = actor.options(**options).remote(names, ray.kill)
-        self._controllers = start_controllers(plan.groups)
-        trainer = lean_trainer(self._controllers, with_process_groups=plan.workers > 1)
-        self._threads = {
-            name: threading.Thread(
-                target=_run_group, args=(self.mailbox, name, plan, storage, trainer), daemon=True, name=name
-            )
-            for name in names
-        }
-        self._over = threading.Event()
-        self._notices = threading.Thread(target=self._pass_notices_on, daemon=True, name="notices")
+        options = {"num_cpus": 0, "max_concurrency": 1_000_000, "label_selector": this_node()}
+        self.mailbox: Any = actor.options(**options).remote(self._names, ray.kill)
+        self._controllers: list[Any] = []
+        self._threads: dict[str, threading.Thread] = {}
+        self._watch = ClusterWatch(plan, cluster, self.mailbox, self._add, say)
 
     def __enter__(self) -> WorkerGroups:
-        for thread in [*self._threads.values(), self._notices]:
-            thread.start()
+        self._start(self._names, self._trainer(len(self._names)))
+        self._watch.open()
         return self
 
-    def _pass_notices_on(self) -> None:
-        known: frozenset[str] = frozenset()
-        while not self._over.wait(SECONDS_BETWEEN_NOTICES):
-            with contextlib.suppress(ray.exceptions.RayError, OSError):  # a head that is busy, or gone
-                if (now := draining_nodes()) != known:
-                    ray.get(self.mailbox.leave.remote(now))
-                    known = now
+    def _add(self, count: int) -> None:
+        names, trainer = _names(count), self._trainer(count)
+        ray.get(self.mailbox.add.remote(names))  # a group that is known there is one that is started
+        self._start(names, trainer)
+
+    def _trainer(self, groups: int) -> Any:
+        """The class of trainers for so many groups, which have a process for their controllers together."""
+        self._controllers.append(start_controllers(groups))
+        return lean_trainer(self._controllers[-1], with_process_groups=self._plan.workers > 1)
+
+    def _start(self, names: list[str], trainer: Any) -> None:
+        for name in names:
+            words = (self.mailbox, name, self._plan, self._storage, trainer)
+            self._threads[name] = threading.Thread(target=_run_group, args=words, daemon=True, name=name)
+            self._threads[name].start()
+
+    def count(self) -> int:
+        """How many groups there are to take trials, or soon are; one at least, since trials that nobody takes wait."""
+        return max(1, self._watch.groups)
 
     def wait_until_up(self, should_stop: Callable[[], bool]) -> None:
-        """Wait until all groups are up, or cannot be, or `should_stop()` says so: those that are not up then are given up."""
+        """Wait until a group is up, or none can be, or `should_stop()` says so: those that are not up then are given up."""
         up = self.mailbox.up.remote()
         while not should_stop():
             done, _ = ray.wait([up], timeout=0.2)
@@ -81,31 +88,34 @@ class WorkerGroups:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the groups and the trials that they are at; waits until processes and placement groups are gone."""
-        self._over.set()
+        self._watch.close()
         if not self._up:
-            ray.kill(self._controllers)
+            self._kill_controllers()
         there = ray.get([self.mailbox.close.remote(name) for name in self._threads])
         for thread, has_ranks in zip(self._threads.values(), there, strict=True):
             if has_ranks:  # others wait for room on the cluster, or start again
                 thread.join(timeout=60)
-        self._notices.join(timeout=5)
         ray.kill(self.mailbox)
-        ray.kill(self._controllers)
+        self._kill_controllers()
+
+    def _kill_controllers(self) -> None:
+        for controllers in self._controllers:
+            ray.kill(controllers)
 
 
 class TrialReader(tune.Trainable):
     """What Tune takes for a trial: reads its reports, one epoch a step. Reused for the next trial.
 
-    The configuration is `{"trial": number, "mailbox": actor}`.
+    The configuration is `{"trial": number}`.
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Begin with the first report."""
+    def setup(self, config: dict[str, Any], mailbox: Any) -> None:  # type: ignore[override]
+        """Begin with the first report in the mailbox."""
+        self._mailbox = mailbox
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on with the reports of another trial."""
-        self._mailbox = new_config["mailbox"]
         self._trial: int = new_config["trial"]
         self._position = 0
         return True
@@ -115,12 +125,6 @@ class TrialReader(tune.Trainable):
         report: Report = ray.get(self._mailbox.read.remote(self._trial, self._position))
         self._position += 1
         return {"report": report, "done": report.done, "value": report.metrics.val_accuracy if report.metrics else None}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the ranks write their own checkpoints."""
-
-    def load_checkpoint(self, checkpoint: object) -> None:
-        """Nothing: the ranks write their own checkpoints."""
 
 
 class _TellDeaths(ray.train.UserCallback):
@@ -134,6 +138,10 @@ class _TellDeaths(ray.train.UserCallback):
         told = [str(error).strip() or type(error).__name__ for _, error in sorted(worker_exceptions.items())]
         cause = min(told, key=says_that_a_rank_is_lost)
         ray.get(self._mailbox.died.remote(self._group, cause.splitlines()[0]))
+
+
+def _names(count: int) -> list[str]:
+    return [f"group-{uuid.uuid4().hex[:8]}" for _ in range(count)]
 
 
 def _run_group(mailbox: Any, group: str, plan: Plan, storage: str, trainer: Any) -> None:

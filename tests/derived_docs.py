@@ -1,4 +1,4 @@
-"""Pages that are derived from the code: `make docs` writes docs/hyperparameters.md and the tree in README.md."""
+"""What is derived from the code: `make docs` writes docs/hyperparameters.md, the tree in README.md and the cluster files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import trainer.presets
+from cluster.launch import generate
 from cluster.recipes import RECIPES
 from cluster.space import Choice, Range, Ranges, Space
 from trainer.domains import Between, OneOf, Value
@@ -24,7 +25,8 @@ LONGEST_MEANING = 95  # characters beside a file's name, so that the tree needs 
 
 
 def main() -> None:
-    """Write both pages. Raises ValueError when README.md has lost its markers."""
+    """Write it all. Raises ValueError when README.md has lost its markers."""
+    generate.main(ROOT)
     (ROOT / "docs/hyperparameters.md").write_text(hyperparameters_page())
     readme = ROOT / "README.md"
     text, replaced = TREE.subn(lambda _: readme_tree(), readme.read_text())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,13 @@ from derived_docs import ROOT, TREE, hyperparameters_page, readme_tree
 
 from cluster.cli import app
 from cluster.config import make_config, read_sweep_file
+from tests import checkout
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`(convsweep [^`]*)`")
 COMMAND = re.compile(r"\bconvsweep ([a-z-][^`\n]*)")
+QUOTED = re.compile(r"'(convsweep [^'\n]*)'")  # what another program is to run
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 MADE = re.compile(r"\$\(BIN\)/convsweep ([^\"\n]*)")
 ELSEWHERE = ("http://", "https://", "mailto:", "#")
@@ -34,7 +35,7 @@ def commands(file: Path) -> Iterator[str]:
         return
     code = [*(content for _, content in FENCED.findall(text)), *INLINE.findall(FENCED.sub("", text))]
     for block in code:
-        yield from COMMAND.findall(block.replace("\\\n", " "))
+        yield from COMMAND.findall(QUOTED.sub(r"\1\n", block.replace("\\\n", " ")))
 
 
 PROGRAM: Any = typer.main.get_command(app)  # of click, or of the copy of it in newer typers
@@ -119,16 +120,9 @@ def test_nothing_but_the_script_of_ci_knows_what_lies_beside_the_repository() ->
 
 def text_files() -> Iterator[Path]:
     """Every file of the repository that is text, those that are not yet committed as well, but for the script of CI."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    for name in listed.stdout.split("\0"):
+    for name in checkout.files():
         file = ROOT / name
-        if name and name != ".ci/run" and file.is_file() and b"\0" not in file.read_bytes()[:8192]:
+        if name != ".ci/run" and b"\0" not in file.read_bytes()[:8192]:
             yield file
 
 

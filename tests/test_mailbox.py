@@ -161,15 +161,21 @@ def test_an_error_in_an_epoch_that_is_trained_again_is_told() -> None:
 
 def test_a_stopped_trial_is_told_to_those_who_follow() -> None:
     async def scenario() -> list[list[int]]:
-        mailbox = await mailbox_with(0, 1, 2)
+        mailbox = await mailbox_with(0, 1, 2, 3)
+        a, b = await Rank.join(mailbox, "a"), await Rank.join(mailbox, "b")
+        await a.take()
+        await b.take()
         follower = await waiting(mailbox.news("a", 0, False))
-        await mailbox.stop(1)
-        first = await follower
-        follower = await waiting(mailbox.news("a", 1, False))
+        await mailbox.stop(1)  # b's
         await mailbox.stop(0)
+        first = await follower
+        await a.finish()
+        assert await a.take() == 2
+        follower = await waiting(mailbox.news("a", 1, False))
+        await mailbox.stop(2)
         return [first[0], (await follower)[0], (await mailbox.news("a", 0, False))[0]]
 
-    assert run(scenario()) == [[1], [0], [1, 0]]
+    assert run(scenario()) == [[0], [2], [0, 2]]
 
 
 def test_a_stopped_trial_is_not_taken_any_more() -> None:
@@ -242,8 +248,9 @@ def test_closing_a_group_stops_the_trial_that_it_is_at_and_no_other() -> None:
         await a.take()
         await a.begin()
         await b.take()
+        await waiting(mailbox.news("b", 0, False))
         await mailbox.close("a")
-        return (await mailbox.news("b", 0, False))[0]
+        return (await mailbox.news("a", 0, False))[0]
 
     assert run(scenario()) == [1]
 
@@ -264,14 +271,68 @@ def test_the_mailbox_imports_no_torch() -> None:
 # ---- starting ----
 
 
-def test_the_groups_are_up_when_each_that_could_be_started_has_joined() -> None:
+def test_it_is_up_when_a_group_has_joined_or_none_can() -> None:
     async def scenario() -> None:
-        mailbox = await mailbox_with(groups="ab")
+        mailbox = await mailbox_with(groups="abc")
         up = asyncio.create_task(mailbox.up())
-        await mailbox.join("a")
+        await mailbox.fail("a", "it cannot start")
         done, _ = await asyncio.wait([up], timeout=0.05)
         assert not done
-        await mailbox.fail("b", "it cannot start")
+        assert await mailbox.census() == (0, 2, True)
+        await mailbox.join("b")
         await up
+        assert await mailbox.census() == (1, 2, True)
+        hopeless = await mailbox_with(groups="a")
+        await hopeless.fail("a", "it cannot start")
+        await hopeless.up()
+
+    run(scenario())
+
+
+def test_a_group_that_is_added_takes_assignments_as_the_others_do() -> None:
+    async def scenario() -> None:
+        mailbox = await mailbox_with(groups="a")
+        await mailbox.add(["b"])
+        await mailbox.post(assignment(0))
+        await mailbox.join("b")
+        taken = await mailbox.take("b", 0)
+        assert taken is not None
+        assert taken.trial == 0
+        assert await mailbox.census() == (1, 2, True)
+
+    run(scenario())
+
+
+def test_an_assignment_that_is_overtaken_by_the_word_that_no_more_will_come_is_waited_for() -> None:
+    async def scenario() -> None:
+        mailbox = await mailbox_with(groups="a")
+        rank = await Rank.join(mailbox, "a")
+        await mailbox.no_more(1)
+        task = await waiting(rank.take())
+        await mailbox.post(assignment(0))
+        assert await task == 0
+
+    run(scenario())
+
+
+def test_a_group_ends_when_no_more_is_to_come_and_what_is_lost_after_that_is_still_taken() -> None:
+    async def scenario() -> None:
+        mailbox = await mailbox_with(groups="ab")
+        for group in "ab":
+            await mailbox.join(group)
+        await mailbox.post(assignment(0))
+        assert await mailbox.take("a", 0) is not None
+        idle = asyncio.create_task(mailbox.take("b", 0))
+        done, _ = await asyncio.wait([idle], timeout=0.05)
+        assert not done
+        await mailbox.no_more(1)
+        assert await idle is None
+        assert await mailbox.census() == (1, 1, False)
+        await mailbox.died("a", "the node is gone")
+        again = await mailbox.take("a", await mailbox.join("a"))
+        assert again is not None
+        assert again.trial == 0
+        await mailbox.finish("a", 0)
+        assert await mailbox.take("a", 1) is None
 
     run(scenario())

@@ -23,7 +23,7 @@ def sweep(tmp_path):
 def display(sweep, terminal):
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=120, color_system=None)
-    return Progress(sweep[0], Plan(1, 1, 2.0, 0.0), sweep[1], console), text
+    return Progress(sweep[0], Plan(1, 1, 2.0, 0.0, at_once=1, most=1), sweep[1], console), text
 
 
 def epoch(trial, number, accuracy):

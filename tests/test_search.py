@@ -18,9 +18,10 @@ class RecordingMailbox:
     """Stands in for the actor handle: `post.remote(...)` and `stop.remote(...)` are written down."""
 
     def __init__(self):
-        self.posted, self.stopped = [], []
+        self.posted, self.stopped, self.is_complete = [], [], False
         self.post = type("Post", (), {"remote": staticmethod(self.posted.append)})
         self.stop = type("Stop", (), {"remote": staticmethod(self.stopped.append)})
+        self.no_more = type("NoMore", (), {"remote": lambda posted: setattr(self, "is_complete", posted)})
 
 
 class RecordingWatcher:
@@ -55,6 +56,7 @@ class Sweep:
     ours = True
 
     def __init__(self, folder, groups=1, **settings):
+        self.groups = groups
         self.config = make_config({"name": "s", "data": "digits", "trials": 4, "epochs": 4} | settings)
         self.study = Studies(Experiments(folder), create=True).create(self.config, [])
         self.study.begin_run(self.config, groups)
@@ -62,15 +64,15 @@ class Sweep:
         self.trials = Trials(
             self.study,
             self.config,
-            groups,
+            lambda: self.groups,
             self.mailbox,
             "checkpoints",
             lambda: self.stop_now,
             [self.watcher],
             lambda: self.ours,
         )
-        self.searcher = StudySearcher(self.trials, lambda trial: {"trial": trial.number})
-        self.scheduler = StudyScheduler(self.trials, groups)
+        self.searcher = StudySearcher(self.trials)
+        self.scheduler = StudyScheduler(self.trials)
 
     def report(self, tune_id, epoch=1, accuracy=0.5, error=None, begun_at=100.0, reported_at=101.0, kind=None):
         metrics = None if error else EpochMetrics(epoch, 1.0, 1.0, accuracy, 0.1, 10.0, 1.0)
@@ -99,11 +101,25 @@ def test_the_next_trial_is_asked_for_ahead_of_its_time(sweep):
     assert [assignment.trial for assignment in sweep.mailbox.posted] == [0, 1, 2]
 
 
-def test_no_more_trials_are_asked_for_than_the_sweep_has(sweep):
-    for tune_id in "abcd":
-        assert sweep.searcher.suggest(tune_id) != Searcher.FINISHED
-    assert sweep.searcher.suggest("e") == Searcher.FINISHED
+def test_no_more_trials_are_asked_for_than_the_sweep_has_and_the_groups_are_told_that_there_are_no_more(tmp_path):
+    sweep = Sweep(tmp_path, groups=5)
+    sweep.searcher.suggest("a")
+    assert [assignment.trial for assignment in sweep.mailbox.posted] == [0, 1, 2, 3]
+    assert sweep.mailbox.is_complete == 4
+    assert [sweep.searcher.suggest(tune_id) for tune_id in "bcde"] == [
+        *({"trial": n} for n in (1, 2, 3)),
+        Searcher.FINISHED,
+    ]
     assert len(sweep.mailbox.posted) == 4
+
+
+def test_a_trial_waits_for_a_group_that_is_there_for_it(sweep):
+    assert sweep.searcher.suggest("a") == {"trial": 0}
+    assert sweep.searcher.suggest("b") is None
+    assert not sweep.mailbox.is_complete
+    sweep.groups = 2  # a node has joined the cluster
+    assert sweep.searcher.suggest("b") == {"trial": 1}
+    assert [assignment.trial for assignment in sweep.mailbox.posted] == [0, 1, 2, 3]
 
 
 def test_a_trial_that_ran_to_its_end_is_complete_with_its_best_epoch(sweep):
@@ -217,6 +233,7 @@ def test_after_the_time_budget_what_was_asked_for_still_runs_and_nothing_new(tmp
     sweep.searcher.suggest("a")
     later = time.time() + 61
     monkeypatch.setattr(time, "time", lambda: later)
+    sweep.groups = 3
     assert sweep.searcher.suggest("b") == {"trial": 1}
     assert sweep.searcher.suggest("c") == Searcher.FINISHED
 
@@ -229,12 +246,13 @@ def test_the_time_that_earlier_runs_took_counts_for_the_time_budget_but_what_had
     again = Studies(Experiments(tmp_path)).open("s")
     again.begin_run(sweep.config, 1)
     assert again.unfinished == 2  # the second was asked for ahead of its time
-    trials = Trials(again, sweep.config, 1, sweep.mailbox, "checkpoints", lambda: False, [])
+    trials = Trials(again, sweep.config, lambda: 1, sweep.mailbox, "checkpoints", lambda: False, [])
     assert [trials.next(tune_id).number for tune_id in "bc"] == [0, 1]
     assert trials.next("d") is None
 
 
-def test_the_time_between_trials_is_from_the_last_report_that_counted_to_the_next_begin(sweep):
+def test_the_time_between_trials_is_from_the_last_report_that_counted_to_the_next_begin(tmp_path):
+    sweep = Sweep(tmp_path, groups=3)
     sweep.searcher.suggest("a")
     sweep.searcher.suggest("b")
     sweep.searcher.suggest("c")

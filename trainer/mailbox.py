@@ -17,6 +17,7 @@ from trainer.data import DataConfig
 from trainer.failures import NO_GROUP, kind_of
 from trainer.hyperparameters import TrialConfig
 from trainer.metrics import EpochMetrics
+from trainer.waiting import Waiting
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,15 @@ class Report:
         return self.earlier + self.reported_at - self.begun_at
 
 
+_QUEUE, _GROUPS = "the queue", "the groups"
+"""Topics beside the number of each trial and the name of each group."""
+
+
 class Mailbox:
     """An actor, one per sweep. All waiting is done here: nobody polls, and a group never waits for whoever feeds it.
 
-    `groups` are the names of the groups that there will be. They take assignments from one queue, whichever is free; their
-    reports are kept by trial number. `kill` ends a rank's process, whatever it is at.
+    `groups` are the names of the groups that there will be, to which others may be added. They take assignments from one queue,
+    whichever is free; their reports are kept by trial number. `kill` ends a rank's process, whatever it is at.
     """
 
     def __init__(self, groups: Sequence[str], kill: Callable[[Any], None]) -> None:
@@ -80,72 +85,94 @@ class Mailbox:
         self._errors: dict[int, Report] = {}
         self._attempts: Counter[int] = Counter()
         self._handed_over: Counter[int] = Counter()
-        self._stopped: list[int] = []
+        self._stopped = set[int]()
         self._leaving: frozenset[str] = frozenset()
         self._failure: str | None = None
+        self._all: int | None = None
         self._kill = kill
         self._clocks = set[asyncio.Task[None]]()
-        self._changed = asyncio.Condition()
+        self._waiting = Waiting()
 
     # ---- whoever feeds the groups ----
 
+    async def add(self, groups: Sequence[str]) -> None:
+        """More groups that there will be."""
+        self._groups.update({name: _Group() for name in groups})
+
+    async def census(self) -> tuple[int, int, bool]:
+        """How many groups are up, how many there would be if all were that are not over, and whether there is work for more."""
+        going_on = [members for members in self._groups.values() if not members.closed]
+        up = sum(bool(members.ranks) for members in going_on)
+        return up, len(going_on), bool(self._queue) or not self._has_all
+
+    async def no_more(self, posted: int) -> None:
+        """After that many, which may still be on their way, no assignment is handed in any more.
+
+        A group that finds none ends, and what it took up is free for others.
+        """
+        self._all = posted
+        self._waiting.tell(_QUEUE)
+
+    @property
+    def _has_all(self) -> bool:
+        return self._all is not None and len(self._reports) >= self._all
+
     async def post(self, assignment: Assignment) -> None:
         """Hand in an assignment."""
-        async with self._changed:
-            self._reports[assignment.trial] = []
-            self._queue.append(assignment)
-            self._changed.notify_all()
+        self._reports[assignment.trial] = []
+        self._queue.append(assignment)
+        self._waiting.tell(_QUEUE)
 
     async def stop(self, trial: int) -> None:
         """End the trial at its next step; nobody reads its reports any more."""
-        async with self._changed:
-            self._stopped.append(trial)
-            self._queue = deque(a for a in self._queue if a.trial != trial)
-            self._changed.notify_all()
+        self._stopped.add(trial)
+        self._queue = deque(a for a in self._queue if a.trial != trial)
+        for name, members in self._groups.items():
+            if any(a.trial == trial for a in members.unfinished()):
+                members.stopped.append(trial)
+                self._waiting.tell(name)
 
     async def leave(self, nodes: Collection[str]) -> None:
         """These nodes will be taken away soon: groups with ranks on them hand over the trials that they are at."""
-        async with self._changed:
-            self._leaving = frozenset(nodes)
-            self._changed.notify_all()
+        self._leaving = frozenset(nodes)
+        self._waiting.tell(*self._groups)
 
     async def read(self, trial: int, position: int) -> Report:
         """The trial's report at `position`, waiting until there is one; an error (NO_GROUP) when no group is left."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: len(self._reports[trial]) > position or self._failure)
-            if len(self._reports[trial]) > position:
-                return self._reports[trial][position]
-            return _failed("", self._failure or "", None, NO_GROUP)
+        await self._waiting.until(lambda: len(self._reports[trial]) > position or self._failure, trial)
+        if len(self._reports[trial]) > position:
+            return self._reports[trial][position]
+        return _failed("", self._failure or "", None, NO_GROUP)
 
     async def close(self, group: str) -> bool:
         """End the group, and the trial that it is at; whether there is anybody to end."""
-        async with self._changed:
-            members = self._groups.get(group)
-            if members is None:
-                return False
-            members.closed = True
-            self._stopped += [a.trial for a in members.unfinished()]
-            self._changed.notify_all()
-            return bool(members.ranks)
+        members = self._groups.get(group)
+        if members is None:
+            return False
+        members.closed = True
+        given_up = [a.trial for a in members.unfinished()]
+        self._stopped.update(given_up)
+        members.stopped += given_up
+        self._waiting.tell(group)
+        return bool(members.ranks)
 
     async def died(self, group: str, cause: str) -> None:
         """Processes of the group have died, and those that are left end too; the group is to start again.
 
         The trial that it was at goes to whichever group is free, unless that has been tried often enough.
         """
-        async with self._changed:
-            self._take_back(group, cause)
-            self._groups[group].forget()
-            self._changed.notify_all()
+        self._take_back(group, cause)
+        self._groups[group].forget()
+        self._waiting.tell(group)
 
     async def fail(self, group: str, reason: str) -> None:
         """The group could not be kept alive. The others go on; when none is left, all fails that is waited for."""
-        async with self._changed:
-            self._take_back(group, reason)
-            del self._groups[group]
-            if all(members.closed for members in self._groups.values()):
-                self._failure = reason
-            self._changed.notify_all()
+        self._take_back(group, reason)
+        self._groups.pop(group).forget()
+        if all(members.closed for members in self._groups.values()):
+            self._failure = reason
+            self._waiting.tell_all()
+        self._waiting.tell(group, _GROUPS)
 
     def _take_back(self, group: str, cause: str) -> None:
         members = self._groups[group]
@@ -156,14 +183,17 @@ class Mailbox:
             if deaths > assignment.max_retries:
                 often = f"Its worker processes died {deaths} times, the last time: {cause}"
                 self._reports[trial].append(_failed(group, often, members.log, kind_of(cause)))
+                self._waiting.tell(trial)
             elif trial not in self._stopped:
                 back.append(assignment)
         self._queue.extendleft(reversed(back))
+        self._waiting.tell(_QUEUE)
 
     async def up(self) -> None:
-        """Returns when every group that could be started has a rank that has joined it."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: all(members.joined for members in self._groups.values()))
+        """Returns when a rank of a group has joined, or no group is left that could be started."""
+        await self._waiting.until(
+            lambda: self._failure or any(members.joined for members in self._groups.values()), _GROUPS
+        )
 
     # ---- the ranks of the groups ----
 
@@ -173,12 +203,11 @@ class Mailbox:
         `rank` is its actor, `log` the file (host:path) of what it prints, `node` the id of the node that it is on.
         """
         members = self._groups[group]
-        async with self._changed:
-            members.joined = True
-            members.ranks.append(rank)
-            members.nodes.add(node)
-            members.log = log or members.log
-            self._changed.notify_all()
+        members.joined = True
+        members.ranks.append(rank)
+        members.nodes.add(node)
+        members.log = log or members.log
+        self._waiting.tell(group, _GROUPS)
         return len(members.taken) - len(members.unfinished())
 
     async def take(self, group: str, index: int) -> Assignment | None:
@@ -186,14 +215,18 @@ class Mailbox:
 
         Every rank of the group takes each of them: the first that asks takes it from the queue.
         """
-        async with self._changed:
-            members = self._groups[group]
-            await self._changed.wait_for(lambda: members.closed or len(members.taken) > index or self._queue)
-            if members.closed:
-                return None
-            if len(members.taken) == index:
-                members.taken.append(self._queue.popleft())
-            return members.taken[index]
+        members = self._groups[group]
+        await self._waiting.until(
+            lambda: members.closed or len(members.taken) > index or self._queue or self._has_all, group, _QUEUE
+        )
+        if len(members.taken) == index and not self._queue and self._has_all:
+            members.closed = True
+        if members.closed:
+            return None
+        if len(members.taken) == index:
+            members.taken.append(self._queue.popleft())
+        self._waiting.tell(group)
+        return members.taken[index]
 
     async def begin(self, group: str, index: int) -> int:
         """Count an attempt at the group's assignment at `index`; called by its first rank. Gives how many have ended in a death."""
@@ -226,52 +259,52 @@ class Mailbox:
 
         while not is_over():
             known = len(reports)
-            async with self._changed:
-                with contextlib.suppress(TimeoutError):
-                    changed = self._changed.wait_for(lambda: is_over() or len(reports) > known)  # noqa: B023 -- it ends in this turn
-                    await asyncio.wait_for(changed, timeout)
-                if is_over() or len(reports) > known:
-                    continue
-                reason = f"No epoch ended within {timeout:g} s, which is what --epoch-timeout allows."
-                reports.append(_failed(group, reason, members.log))
-                members.finished = index + 1
-                for rank in members.ranks:
-                    self._kill(rank)
-                self._changed.notify_all()
+            with contextlib.suppress(TimeoutError):
+                changed = self._waiting.until(
+                    lambda: is_over() or len(reports) > known,  # noqa: B023 -- it ends in this turn
+                    group,
+                    assignment.trial,
+                )
+                await asyncio.wait_for(changed, timeout)
+            if is_over() or len(reports) > known:
+                continue
+            reason = f"No epoch ended within {timeout:g} s, which is what --epoch-timeout allows."
+            reports.append(_failed(group, reason, members.log))
+            members.finished = index + 1
+            for rank in members.ranks:
+                self._kill(rank)
+            self._waiting.tell(group, assignment.trial)
 
     async def report(self, trial: int, report: Report) -> None:
         """Add a report. An epoch that a restarted group went through again is dropped; one that overtook another waits for it."""
-        async with self._changed:
-            reports, early = self._reports[trial], self._early[trial]
-            if report.metrics is None:
-                self._errors[trial] = report
-            elif report.metrics.epoch > len(reports):
-                early[report.metrics.epoch] = report
-            while len(reports) + 1 in early:
-                reports.append(early.pop(len(reports) + 1))
-            # After a loss there may be more epochs here than the one who fails knows of.
-            if trial in self._errors and len(reports) >= self._errors[trial].after:
-                reports.append(self._errors.pop(trial))
-            self._changed.notify_all()
+        reports, early = self._reports[trial], self._early[trial]
+        if report.metrics is None:
+            self._errors[trial] = report
+        elif report.metrics.epoch > len(reports):
+            early[report.metrics.epoch] = report
+        while len(reports) + 1 in early:
+            reports.append(early.pop(len(reports) + 1))
+        # After a loss there may be more epochs here than the one who fails knows of.
+        if trial in self._errors and len(reports) >= self._errors[trial].after:
+            reports.append(self._errors.pop(trial))
+        self._waiting.tell(trial)
 
     async def finish(self, group: str, index: int) -> None:
         """The group is through with its assignment at `index`, however that went; called by its first rank."""
-        async with self._changed:
-            members = self._groups[group]
-            if not members.is_lost(index):
-                members.finished = index + 1
-            self._changed.notify_all()
+        members = self._groups[group]
+        if not members.is_lost(index):
+            members.finished = index + 1
+        self._waiting.tell(group)
 
     async def news(self, group: str, known: int, is_leaving: bool) -> tuple[list[int], bool]:
-        """The trials that were stopped after the first `known` ones, and whether the group has to leave a node, once either is new."""
+        """Those of its trials that were stopped, after the first `known`, and whether the group has to leave a node, once either is new."""
         members = self._groups[group]
 
         def leaves() -> bool:
             return not members.nodes.isdisjoint(self._leaving)
 
-        async with self._changed:
-            await self._changed.wait_for(lambda: len(self._stopped) > known or leaves() != is_leaving)
-            return self._stopped[known:], leaves()
+        await self._waiting.until(lambda: len(members.stopped) > known or leaves() != is_leaving, group)
+        return members.stopped[known:], leaves()
 
 
 @dataclass
@@ -284,6 +317,7 @@ class _Group:
     closed: bool = False
     ranks: list[Any] = field(default_factory=list)
     nodes: set[str] = field(default_factory=set)
+    stopped: list[int] = field(default_factory=list)
     log: str | None = None
 
     def unfinished(self) -> list[Assignment]:
