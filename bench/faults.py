@@ -106,6 +106,22 @@ def wait_for_none_left(before: set[int]) -> list[str]:
     return names
 
 
+def wait_for_moment(
+    process: subprocess.Popen[str], run: Run, seconds: float, share: float, ready: Callable[[], object] = lambda: True
+) -> int | None:
+    """Until something can be broken that is `ready`, and then so many seconds, though no longer than this share of the trials takes.
+
+    None, or the exit status of a process that has ended before.
+    """
+    until = time.time() + LONG
+    while process.poll() is None and not ready() and time.time() < until:
+        time.sleep(0.1)
+    until = time.time() + seconds
+    while process.poll() is None and time.time() < until and len(run.finished()) < share * run.settings["trials"]:
+        time.sleep(0.1)
+    return process.poll()
+
+
 # ---- the cases ----
 
 
@@ -116,7 +132,10 @@ def kill_and_resume(
     wrong, known, seen, killed = list[str](), dict[int, str](), 0, 0
     process = run.start()
     while True:
-        status = wait(process, chance.uniform(1, 20) if killed < kills else LONG)
+        if killed < kills:
+            status = wait_for_moment(process, run, chance.uniform(1, 20), (killed + 1) / (kills + 1))
+        else:
+            status = wait(process, LONG)
         if status is None and killed == kills:
             process.kill()
             return [*wrong, f"it hangs: {run.said()}"]
@@ -178,10 +197,19 @@ def kill_some(plan: Plan, kills: int, *names: str, **own: Any) -> tuple[list[str
     """Kill so many processes of one of these names while the sweep runs, one after the other."""
     run = Run(plan.folder, trials=plan.trials, max_retries=kills, **own)
     process, killed = run.start(), 0
-    while wait(process, plan.chance.uniform(3, 8)) is None and killed < kills:
-        children = psutil.Process(process.pid).children(recursive=True)
-        found = [child for child in children if any(name in " ".join(_cmdline(child)) for name in names)]
-        if found:
+
+    def targets() -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(process.pid).children(recursive=True)
+            return [child for child in children if any(name in " ".join(_cmdline(child)) for name in names)]
+        return []
+
+    until = time.time() + 2 * LONG
+    while killed < kills and time.time() < until:
+        share = (killed + 1) / (kills + 1)
+        if wait_for_moment(process, run, plan.chance.uniform(0, 8), share, targets) is not None:
+            break
+        if found := targets():  # they come and go
             plan.chance.choice(found).kill()
             killed += 1
     status = wait(process, LONG)
@@ -292,10 +320,12 @@ def on_nodes(plan: Plan, strike: Callable[[Nodes, Run], None], **own: Any) -> tu
     try:
         run = Run(plan.folder, nodes.address, **{"trials": plan.trials, "max_retries": plan.few} | own)
         process, struck = run.start(), 0
-        while wait(process, plan.chance.uniform(3, 8)) is None and struck < plan.few:
-            if run.trained():
-                strike(nodes, run)
-                struck += 1
+        while struck < plan.few:
+            share = (struck + 1) / (plan.few + 1)
+            if wait_for_moment(process, run, plan.chance.uniform(0, 8), share, run.trained) is not None:
+                break
+            strike(nodes, run)
+            struck += 1
         status = wait(process, LONG)
         left = nodes.placement_groups()
     finally:
