@@ -25,6 +25,7 @@ from cluster.options import (
     GpusPerWorker,
     ImageSize,
     Json,
+    Metric,
     Preset,
     Seed,
     Set,
@@ -67,6 +68,7 @@ def sweep(
     preset: Preset = None,
     sampler: Annotated[str | None, typer.Option(help="tpe, random or grid. [default: tpe]")] = None,
     pruner: Annotated[str | None, typer.Option(help="halving, median or none. [default: halving]")] = None,
+    metric: Metric = None,
     set_: Set = None,
     seed: Seed = None,
     workers: Workers = None,
@@ -203,9 +205,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one trial: its configuration, its epochs, and why it failed if it did."""
-    tables.show_trial(
-        model_commands.find_trial(Studies(Experiments(experiments, study_storage)).read(name), trial), as_json
-    )
+    record = Studies(Experiments(experiments, study_storage)).read(name)
+    tables.show_trial(model_commands.find_trial(record, trial), record.config.goal, as_json)
 
 
 for command in (model_commands.train, model_commands.export, model_commands.predict, model_commands.doctor):

@@ -19,6 +19,7 @@ from cluster.space import Space
 from cluster.yaml_values import read_yaml
 from trainer.data import DataConfig
 from trainer.hyperparameters import TrialConfig, flatten, nearest, unflatten
+from trainer.measuring import ACCURACY, METRICS, Metric
 from trainer.named_data import NAMES
 from trainer.presets import preset
 
@@ -37,7 +38,7 @@ class SweepConfig:
     `preset` is the configuration that the first trial has (None: the data set's own), `first` are those of the trials after it,
     each of which says what is other than in the preset. `trials` is None only with a `time_budget`: as many as fit into it.
     A trial whose processes die is begun again up to `max_retries` times, one without an epoch within `epoch_timeout` seconds fails.
-    `warm_start_from` names a sweep whose trials the sampler learns from.
+    `warm_start_from` names a sweep whose trials the sampler learns from, `metric` what makes one trial better than another.
     """
 
     name: str
@@ -56,6 +57,7 @@ class SweepConfig:
     max_retries: int = 2
     epoch_timeout: float | None = None
     warm_start_from: str | None = None
+    metric: str = ACCURACY.name
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -74,7 +76,7 @@ class SweepConfig:
             raise ValueError(f"max_retries must be at least 0, but got {self.max_retries}.")
         if self.warm_start_from is not None and self.sampler == "grid":
             raise ValueError("A grid tries every combination and learns nothing: leave out warm_start_from.")
-        for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+        for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS), ("metric", tuple(METRICS))):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, but got {value!r}.{nearest(value, known)}")
@@ -89,6 +91,11 @@ class SweepConfig:
             raise ValueError(
                 f"trials must be at least {enqueued}, those of `first` and the ones before them, but got {self.trials}."
             )
+
+    @property
+    def goal(self) -> Metric:
+        """What the search optimises."""
+        return METRICS[self.metric]
 
     @property
     def baseline(self) -> str | None:
@@ -258,6 +265,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("workers", "groups", "image_size"), (int,)),
     **dict.fromkeys(("cpus_per_worker", "gpus_per_worker", "validation_fraction"), (int, float)),
     **dict.fromkeys(("name", "data", "data_root", "cache", "sampler", "pruner", "preset", "warm_start_from"), (str,)),
+    "metric": (str,),
     **dict.fromkeys(("time_budget", "epoch_timeout"), (int, float, str)),
     "skip_broken": (bool,),
     "space": (dict,),

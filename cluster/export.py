@@ -17,6 +17,7 @@ from trainer.data import DataConfig, ImageData, OnProgress, load_data
 from trainer.evaluation import Scores, evaluate, latency_milliseconds
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.loop import create_model, predict_split
+from trainer.measuring import ACCURACY
 from trainer.model import Classifier
 from trainer.named_data import NAMES
 
@@ -62,7 +63,8 @@ def export_trial(
     checkpoint = load_trial(experiments, sweep, trial)
     config = sweep.config.data
     config = replace(config, root=data_root or config.root, cache=cache or config.cache)
-    return export(checkpoint, load_data(config, on_progress), config, folder, sweep.name, trial.number, samples)
+    data, metric = load_data(config, on_progress), sweep.config.metric
+    return export(checkpoint, data, config, folder, sweep.name, trial.number, samples, metric)
 
 
 def rebuild(checkpoint: Checkpoint, data: ImageData) -> Classifier:
@@ -89,6 +91,7 @@ def export(
     sweep: str | None = None,
     trial: int | None = None,
     samples: int = 0,
+    metric: str = ACCURACY.name,
 ) -> Exported:
     """Write the checkpoint's bundle to `folder`."""
     model = rebuild(checkpoint, data)
@@ -98,20 +101,21 @@ def export(
         "one image": latency_milliseconds(model, one),
         "64 images": latency_milliseconds(model, one.repeat(64, 1, 1, 1)),
     }
-    command = training_command(checkpoint.config, data_config)
+    command = training_command(checkpoint.config, data_config, metric)
     origin = Origin(sweep=sweep, trial=trial, epochs=checkpoint.epoch, command=command)
     difference = write_bundle(folder, model, checkpoint.config, data, scores, latency, origin, samples)
     return Exported(folder, difference, scores)
 
 
-def training_command(config: TrialConfig, data: DataConfig) -> str:
-    """The `convsweep train` that trains this configuration again on this data."""
+def training_command(config: TrialConfig, data: DataConfig, metric: str = ACCURACY.name) -> str:
+    """The `convsweep train` that trains this configuration again on this data, and keeps the best epoch by the metric."""
     plain = flatten(unflatten({"model.blocks": config.model.blocks})) | {"model.blocks": TrialConfig().model.blocks}
     words = ["convsweep", "train", "--data", data.data if data.data in NAMES else data.name]
     for option in ("validation_fraction", "image_size", "skip_broken"):
         value = getattr(data, option)
         if value != DataConfig.__dataclass_fields__[option].default:
             words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
+    words += [] if metric == ACCURACY.name else ["--metric", metric]
     for name, value in flatten(config).items():
         if plain.get(name) != value:
             words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]

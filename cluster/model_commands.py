@@ -22,6 +22,7 @@ from cluster.options import (
     GpusPerWorker,
     ImageSize,
     Json,
+    Metric,
     Seed,
     Set,
     SkipBroken,
@@ -37,6 +38,7 @@ from cluster.record import SweepRecord, TrialRecord
 from cluster.studies import Studies
 from trainer.data import DataConfig
 from trainer.hyperparameters import TrialConfig, flatten, refuse_without_effect, unflatten
+from trainer.measuring import ACCURACY, metric_named
 from trainer.presets import PRESETS, preset
 
 
@@ -52,6 +54,7 @@ def train(
     workers: Workers = None,
     cpus_per_worker: CpusPerWorker = None,
     gpus_per_worker: GpusPerWorker = None,
+    metric: Metric = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Share held out to choose the best epoch.")] = None,
     image_size: ImageSize = None,
     skip_broken: SkipBroken = None,
@@ -70,6 +73,7 @@ def train(
     """
     if data is None:
         raise ValueError(f"Say which data: --data with {DATA_HELP}")
+    goal = metric_named(metric or ACCURACY.name)
     given = assignments(set_) | {
         key: value for key, value in (("training.epochs", epochs), ("training.seed", seed)) if value is not None
     }
@@ -101,15 +105,16 @@ def train(
         images = load_data(data_config, on_progress)
     say_skipped(images.skipped)
     if asked or address:
-        training = train_on_group(config, data_config, shape, Experiments(experiments, None, storage_path), address)
+        where = Experiments(experiments, None, storage_path)
+        training = train_on_group(config, data_config, shape, where, address, goal)
     else:
-        training = train_here(config, images)
-    tables.follow(training.epochs, config.training.epochs)
+        training = train_here(config, images, goal)
+    tables.follow(training.epochs, config.training.epochs, goal)
     assert training.checkpoint is not None
     model = rebuild(training.checkpoint, images)
     scores = score_splits(model, images)
     if to:
-        write(training.checkpoint, images, data_config, to)
+        write(training.checkpoint, images, data_config, to, metric=goal.name)
     speeds = sorted(e.images_per_second for e in training.history)
     tables.show_training(
         {
@@ -117,6 +122,7 @@ def train(
             "test_accuracy": scores["test"].accuracy if "test" in scores else None,
             "epochs": len(training.history),
             "best_epoch": training.checkpoint.epoch,
+            "metric": goal.field,
             "train_seconds": round(training.seconds, 3),
             "images_per_second": round(speeds[len(speeds) // 2], 1),
             "parameters": parameter_count(model),
@@ -124,6 +130,7 @@ def train(
             "config": flatten(config),
             "history": [e.to_json() for e in training.history],
         },
+        goal,
         as_json,
     )
 

@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from cluster.yaml_values import read_yaml
+from trainer.measuring import METRICS
 from trainer.named_data import NAMES
 from trainer.presets import PRESETS
 
@@ -30,6 +31,10 @@ SkipBroken = Annotated[bool | None, typer.Option("--skip-broken", help="Leave ou
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images of a trial that is not pruned.")]
 Preset = Annotated[str | None, typer.Option(help=f"A named configuration: {', '.join(PRESETS)}.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and search. [default: 0]")]
+Metric = Annotated[
+    str | None,
+    typer.Option(help=f"What makes an epoch and a trial the best: {', '.join(METRICS)}. [default: accuracy]"),
+]
 Workers = Annotated[
     int | None, typer.Option(help="Ranks of one worker group: data-parallel training of each trial. [default: 1]")
 ]

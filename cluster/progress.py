@@ -65,7 +65,8 @@ class Progress:
         """The live display shows the epoch; without a terminal there is a line only when nothing was said for a while."""
         if not self._console.is_terminal and time.time() - self._last_line > SILENT_SECONDS:
             last = trial.epochs[-1]
-            self._print(f"trial {trial.number}: epoch {last.epoch}/{self._config.epochs}  {last.val_accuracy:.4f}")
+            score = f"{self._config.goal.value_of(last):.4f}"
+            self._print(f"trial {trial.number}: epoch {last.epoch}/{self._config.epochs}  {score}")
 
     def begun_again(self, trial: RunningTrial) -> None:
         """Say so, on a terminal above the live display."""
@@ -76,9 +77,7 @@ class Progress:
         """Count it, and without a terminal print its line."""
         self._running.pop(trial.number, None)
         self._counts[state] += 1
-        value = max((e.val_accuracy for e in trial.epochs), default=None)
-        if state == "PRUNED":  # as the study has it
-            value = trial.epochs[-1].val_accuracy
+        value = trial.last_value if state == "PRUNED" else trial.best_value  # as the study has it
         if state == "COMPLETE" and value is not None:
             self._note_best(value, trial.number, in_short(flatten(trial.config)))
         if not self._console.is_terminal and state != "WAITING":
@@ -95,7 +94,7 @@ class Progress:
         return self._counts["COMPLETE"] + self._counts["PRUNED"] + self._counts["FAIL"]
 
     def _note_best(self, value: float, number: int, config: str) -> None:
-        if self._best is None or value > self._best[0]:
+        if self._best is None or self._config.goal.is_better(value, self._best[0]):
             self._best = (value, number, config)
 
     def say(self, line: str) -> None:
@@ -150,7 +149,7 @@ class Progress:
         running = Table.grid(padding=(0, 2))
         for number, trial in sorted(self._running.items()):
             done = len(trial.epochs)
-            score = f"{trial.epochs[-1].val_accuracy:.4f}" if done else "starting"
+            score = "starting" if trial.last_value is None else f"{trial.last_value:.4f}"
             running.add_row(
                 f"trial {number}",
                 f"epoch {done}/{self._config.epochs}",

@@ -8,6 +8,7 @@ been another, or the trial another sweep's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 
 import optuna
@@ -18,6 +19,7 @@ from cluster.config import SweepConfig
 from cluster.space import Space
 from trainer.domains import Value
 from trainer.hyperparameters import TrialConfig
+from trainer.measuring import Metric
 
 BEST, MOST = 40, 100
 """How many trials the sampler is left with when it has twice as many as `MOST`: TPE models its 10 to 20 best ones against the rest."""
@@ -31,12 +33,14 @@ class Proposals:
     def __init__(self, config: SweepConfig, seed: int, trials: Iterable[FrozenTrial]) -> None:
         self._config, self._seed, self._space = config, seed, config.build_space()
         self._numbers: dict[int, int] = {}
-        self._begin([_known(trial, self._space) for trial in _selected([t for t in trials if _teaches(t)])])
+        teachers = _selected([t for t in trials if _teaches(t)], config.goal)
+        self._begin([_known(trial, self._space) for trial in teachers])
 
     def _begin(self, trials: list[FrozenTrial]) -> None:
-        finished = _selected([t for t in trials if t.state.is_finished()])
+        finished = _selected([t for t in trials if t.state.is_finished()], self._config.goal)
         running = [t for t in trials if not t.state.is_finished()]
-        self._study = optuna.create_study(direction="maximize", sampler=_sampler(self._config, self._seed))
+        direction, sampler = self._config.goal.direction, _sampler(self._config, self._seed)
+        self._study = optuna.create_study(direction=direction, sampler=sampler)
         self._seed += 1
         before = {mine: theirs for theirs, mine in self._numbers.items()}
         self._numbers = {}
@@ -93,6 +97,20 @@ def in_space(flat: Mapping[str, Value], space: Space) -> tuple[dict[str, Value],
     return trial.params, trial.distributions
 
 
+def valued_by(goal: Metric, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials of a sweep with another metric, valued by this one; without those that were recorded without it."""
+    found = []
+    for trial in trials:
+        values = trial.user_attrs.get("history", {}).get(goal.field, ())
+        if values or INFEASIBLE in trial.constraints:
+            other = copy.copy(trial)
+            other.intermediate_values = dict(enumerate(values, 1))
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                other.value = goal.best(values) if trial.state == TrialState.COMPLETE else values[-1]
+            found.append(other)
+    return found
+
+
 def _teaches(trial: FrozenTrial) -> bool:
     finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     return "config" in trial.user_attrs and (finished or INFEASIBLE in trial.constraints)
@@ -112,23 +130,23 @@ def _known(trial: FrozenTrial, space: Space) -> FrozenTrial:
     )
 
 
-def _selected(finished: list[FrozenTrial]) -> list[FrozenTrial]:
+def _selected(finished: list[FrozenTrial], goal: Metric) -> list[FrozenTrial]:
     """All of them, or when they are too many the best and an even selection of the others."""
     if len(finished) <= 2 * MOST:
         return finished
-    best_first = sorted(finished, key=_merit, reverse=True)
+    best_first = sorted(finished, key=lambda t: _merit(t, goal), reverse=True)
     others = sorted(best_first[BEST:], key=lambda t: t.number)
     step = len(others) / (MOST - BEST)
     chosen = best_first[:BEST] + [others[int(i * step)] for i in range(MOST - BEST)]
     return sorted(chosen, key=lambda t: t.number)
 
 
-def _merit(trial: FrozenTrial) -> tuple[int, int, float]:
+def _merit(trial: FrozenTrial, goal: Metric) -> tuple[int, int, float]:
     """Complete before pruned ones; those by their value, these by how far they came, as TPE orders them."""
     if trial.state == TrialState.COMPLETE:
-        return 1, 0, trial.value if trial.value is not None else float("-inf")
+        return 1, 0, goal.merit(trial.value)
     last = max(trial.intermediate_values, default=0)
-    return 0, last, trial.intermediate_values.get(last, float("-inf"))
+    return 0, last, goal.merit(trial.intermediate_values.get(last))
 
 
 def _sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:

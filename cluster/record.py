@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import time
 from collections import Counter
@@ -15,9 +14,9 @@ from typing import Any
 
 from cluster.config import SweepConfig
 from trainer.domains import Value
+from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics, epochs_of
 
-METRIC = "val_accuracy"
 SWEEP_ATTRIBUTE = "convsweep"
 """The study's attribute that holds its SweepConfig as JSON: a study that has it is a sweep, others are other programs'."""
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
@@ -25,7 +24,7 @@ STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as the database has it. `value` is the validation accuracy of its best epoch (of a pruned one, its last).
+    """One trial as the database has it. `value` is that of its best epoch by the sweep's metric (of a pruned one, its last).
 
     `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
     and `group_began` when (seconds since 1970, by that group's clock). `log` is the file (host:path) that has more about its
@@ -173,6 +172,7 @@ class SweepSummary:
     begun: datetime | None
     wall_seconds: float
     groups: int
+    metric: Metric = ACCURACY
 
     def to_json(self) -> dict[str, Any]:
         """What `list --json` says of a sweep."""
@@ -181,16 +181,15 @@ class SweepSummary:
             "state": self.state,
             "data": self.data,
             "trials": dict(self.counts),
+            "metric": self.metric.field,
             "best_value": self.best_value,
         }
 
 
-def rank(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+def rank(trials: Sequence[TrialRecord], metric: Metric = ACCURACY) -> tuple[TrialRecord, ...]:
     """The trials, best first: complete ones by value, then pruned ones by value, then the rest by number."""
     order = {state: place for place, state in enumerate(STATES)}
-    return tuple(
-        sorted(trials, key=lambda t: (order[t.state], -(t.value if t.value is not None else -math.inf), t.number))
-    )
+    return tuple(sorted(trials, key=lambda t: (order[t.state], -metric.merit(t.value), t.number)))
 
 
 def wall_seconds(runs: Sequence[Mapping[str, Any]]) -> float:

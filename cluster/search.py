@@ -117,6 +117,7 @@ class Trials:
             trial.was_begun,
             self._config.max_retries,
             self._config.epoch_timeout,
+            self._config.metric,
         )
         self._mailbox.post.remote(assignment)
         return True
@@ -195,7 +196,7 @@ class StudySearcher(Searcher):
     """Tune asks here for configurations."""
 
     def __init__(self, trials: Trials) -> None:
-        super().__init__(metric="value", mode="max")
+        super().__init__()
         self._trials = trials
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]

@@ -19,13 +19,14 @@ from optuna.trial import FrozenTrial, TrialState
 from cluster.config import MAX_GRID, SweepConfig
 from cluster.lease import Lease
 from cluster.notes import write_note
-from cluster.proposals import INFEASIBLE, Proposals
+from cluster.proposals import INFEASIBLE, Proposals, valued_by
 from cluster.reading import StudyReader
 from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
 from cluster.writing import create_trial, end_trial, report
 from trainer.domains import Value
 from trainer.failures import OUT_OF_MEMORY
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
+from trainer.measuring import Metric
 from trainer.metrics import EpochMetrics, epochs_of, history
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -88,9 +89,13 @@ class SweepStudy:
 
     def _enqueue_best_of(self, other: str, config: SweepConfig) -> None:
         """The other sweep's best configuration, with this one's epochs and seed, unless it lies outside of the space."""
-        complete = [t for t in self._trials_of(other) if t.state == TrialState.COMPLETE and "config" in t.user_attrs]
+        complete = [
+            t
+            for t in self._trials_of(other, config.goal)
+            if t.state == TrialState.COMPLETE and "config" in t.user_attrs
+        ]
         if complete:
-            best = max(complete, key=lambda t: t.value or 0.0).user_attrs["config"]
+            best = max(complete, key=lambda t: config.goal.merit(t.value)).user_attrs["config"]
             given = best | {"training.epochs": config.epochs, "training.seed": config.seed}
             space = config.build_space()
             if space.contains(given):
@@ -119,11 +124,11 @@ class SweepStudy:
             if was_running:
                 self._requeue(trial._trial_id)
         runs = [*self._study.user_attrs.get("runs", []), {"begun": time.time(), "groups": groups}]
-        self._is_first_run = len(runs) == 1
+        self._is_first_run, self._goal = len(runs) == 1, config.goal
         self._study.set_user_attr("runs", runs)
         self._study.set_user_attr("state", "RUNNING")
         trials = self._study.get_trials(deepcopy=False)
-        others = self._trials_of(config.warm_start_from) if config.warm_start_from else []
+        others = self._trials_of(config.warm_start_from, config.goal) if config.warm_start_from else []
         # A resumed sweep must not propose its first points again.
         self._proposals = Proposals(config, config.seed + len(trials), [*others, *trials])
         self._waiting = sum(t.state == TrialState.WAITING for t in trials)
@@ -132,11 +137,15 @@ class SweepStudy:
         self._study.sampler = optuna.samplers.RandomSampler(seed=config.seed)
         self._study.pruner = _pruner(config)
 
-    def _trials_of(self, other: str) -> list[FrozenTrial]:
+    def _trials_of(self, other: str, goal: Metric) -> list[FrozenTrial]:
+        """The other sweep's trials, each with the values that it has by this sweep's metric."""
         try:
-            return optuna.load_study(study_name=other, storage=self._study._storage).get_trials(deepcopy=False)
+            study = optuna.load_study(study_name=other, storage=self._study._storage)
+            is_same = SweepConfig.from_text(study.user_attrs[SWEEP_ATTRIBUTE]).goal == goal
         except KeyError:  # it has been deleted since
             return []
+        trials = study.get_trials(deepcopy=False)
+        return trials if is_same else valued_by(goal, trials)
 
     def note_startup(self, seconds: float) -> None:
         """The first trial of this run has begun, that long after the run."""
@@ -201,7 +210,9 @@ class SweepStudy:
     def _running(
         self, trial_id: int, number: int, config: TrialConfig, known: FrozenTrial | None = None, keep: bool = False
     ) -> RunningTrial:
-        return RunningTrial(self._study, self._reader.engine, trial_id, number, config, self._proposals, known, keep)
+        return RunningTrial(
+            self._study, self._reader.engine, trial_id, number, config, self._proposals, self._goal, known, keep
+        )
 
     def _compatible(self, chosen: FrozenTrial) -> dict[str, tuple[Any, BaseDistribution]]:
         """What the trial chose, as far as Optuna can record it: a study may not change the choices of a parameter.
@@ -242,11 +253,12 @@ class RunningTrial:
         number: int,
         config: TrialConfig,
         proposals: Proposals,
+        goal: Metric,
         known: FrozenTrial | None,
         keep: bool,
     ) -> None:
         self._study, self._engine, self._id, self._keep = study, engine, trial_id, keep
-        self.number, self.config, self._proposals = number, config, proposals
+        self.number, self.config, self._proposals, self._goal = number, config, proposals, goal
         self.was_begun = known is not None
         self.epochs = epochs_of(known.user_attrs.get("history", {})) if known else []
         self._taken: tuple[str, float] | None = None
@@ -271,9 +283,19 @@ class RunningTrial:
             return False
         self.epochs[metrics.epoch - 1 :] = [metrics]
         self._unwritten |= {"history": history(self.epochs), "train_seconds": train_seconds}
-        report(self._engine, self._id, metrics.epoch, metrics.val_accuracy, self._unwritten)
+        report(self._engine, self._id, metrics.epoch, self._goal.value_of(metrics), self._unwritten)
         self._unwritten = {}
         return True
+
+    @property
+    def best_value(self) -> float | None:
+        """That of its best epoch so far by the sweep's metric."""
+        return self._goal.best_of(self.epochs)
+
+    @property
+    def last_value(self) -> float | None:
+        """That of its last epoch so far."""
+        return self._goal.value_of(self.epochs[-1]) if self.epochs else None
 
     def should_prune(self) -> bool:
         """Whether the pruner gives the trial up. Never the preset's: it is what the others are compared with."""
@@ -281,11 +303,11 @@ class RunningTrial:
 
     def complete(self) -> None:
         """It ran to its end; its value is that of its best epoch, whose weights were kept."""
-        self._end(TrialState.COMPLETE, max(e.val_accuracy for e in self.epochs))
+        self._end(TrialState.COMPLETE, self.best_value)
 
     def prune(self) -> None:
         """It was stopped for its score."""
-        self._end(TrialState.PRUNED, self.epochs[-1].val_accuracy)
+        self._end(TrialState.PRUNED, self.last_value)
 
     def fail(self, error: str, log: str | None = None, kind: str | None = None) -> None:
         """It could not go on, why, of which kind that is, and the file (host:path) that has more about it."""

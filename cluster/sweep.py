@@ -275,7 +275,7 @@ class _CheckpointKeeper:
     """Keeps the checkpoints of the best few trials and removes the others as trials end."""
 
     def __init__(self, store: CheckpointStore, keep: int, study: SweepStudy) -> None:
-        self._store, self._keep = store, keep
+        self._store, self._keep, self._merit = store, keep, study.config.goal.merit
         present = set(store.trials())
         self._values = {t.number: t.value for t in study.read().trials if t.number in present and t.value is not None}
 
@@ -295,9 +295,9 @@ class _CheckpointKeeper:
         if state in ("PRUNED", "FAIL"):
             self._store.delete(trial.number)
         elif state == "COMPLETE":
-            self._values[trial.number] = max(e.val_accuracy for e in trial.epochs)
+            self._values[trial.number] = trial.best_value
             while len(self._values) > self._keep:
-                worst = min(self._values, key=lambda number: (self._values[number] or 0.0, -number))
+                worst = min(self._values, key=lambda number: (self._merit(self._values[number]), -number))
                 del self._values[worst]
                 self._store.delete(worst)
 

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cluster.record import METRIC, SweepRecord, SweepSummary, TrialRecord
+from cluster.record import SweepRecord, SweepSummary, TrialRecord
 from trainer.data import OnProgress
 from trainer.hyperparameters import in_short, parameter
+from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from cluster.verdicts import Verdict
     from trainer.bundle import Prediction
     from trainer.inspection import Inspection
+
+
+_SHOWN = ("val_loss", "val_accuracy")
+"""What is shown of every epoch, whatever is optimised."""
 
 
 def _output() -> Console:
@@ -76,26 +81,28 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-def follow(epochs: Iterator[EpochMetrics], total: int) -> None:
+def follow(epochs: Iterator[EpochMetrics], total: int, goal: Metric = ACCURACY) -> None:
     """Print a line for each epoch, as it ends, on standard error."""
     console = _errors()
     for e in epochs:
+        own = "" if goal.field in _SHOWN else f"  {goal.label} {goal.value_of(e):.4f}"
         console.print(
             f"epoch {e.epoch}/{total}  train loss {e.train_loss:.4f}  validation loss {e.val_loss:.4f}  "
-            f"accuracy {e.val_accuracy:.4f}  {e.images_per_second:,.0f} images/s  {e.seconds:.1f} s",
+            f"accuracy {e.val_accuracy:.4f}{own}  {e.images_per_second:,.0f} images/s  {e.seconds:.1f} s",
             soft_wrap=True,
         )
 
 
-def show_training(result: Mapping[str, Any], as_json: bool) -> None:
+def show_training(result: Mapping[str, Any], goal: Metric, as_json: bool) -> None:
     """The result of `train`."""
     if as_json:
         _print_json(result)
         return
     test = "" if result["test_accuracy"] is None else f", test accuracy {result['test_accuracy']:.4f}"
+    by = "" if goal == ACCURACY else f" by {goal.label}"
     out = _output()
     out.print(
-        f"Best epoch {result['best_epoch']} of {result['epochs']}: validation accuracy {result['val_accuracy']:.4f}{test}. "
+        f"Best epoch {result['best_epoch']} of {result['epochs']}{by}: validation accuracy {result['val_accuracy']:.4f}{test}. "
         f"{result['parameters']:,} parameters, {result['train_seconds']:.1f} s, {result['images_per_second']:,.0f} images/s.",
         soft_wrap=True,
     )
@@ -113,18 +120,19 @@ def show_list(sweeps: Sequence[SweepSummary], as_json: bool) -> None:
         _output().print("There are no sweeps yet. Make one: convsweep sweep --data digits")
         return
     table = Table("sweep", "state", "data", "complete", "pruned", "failed", "running", "waiting", "best", box=None)
-    for row in rows:
-        table.add_row(
-            row["name"], row["state"], row["data"], *map(str, row["trials"].values()), _score(row["best_value"])
-        )
+    for sweep in sweeps:
+        best = _score(sweep.best_value)
+        if best and sweep.metric != ACCURACY:
+            best += f" ({sweep.metric.label})"
+        table.add_row(sweep.name, sweep.state, sweep.data, *map(str, sweep.counts.values()), best)
     _output().print(table)
 
 
 def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
     """A sweep's trials, the best first."""
-    ranking = sweep.trials
+    ranking, goal = sweep.trials, sweep.config.goal
     if as_json:
-        head = {"sweep": sweep.name, "state": sweep.state, "metric": METRIC} | sweep.timing.to_json()
+        head = {"sweep": sweep.name, "state": sweep.state, "metric": goal.field} | sweep.timing.to_json()
         _print_json(head | {"trials": [t.to_json() for t in (ranking[:top] if top else ranking)]})
         return
     out = _output()
@@ -132,7 +140,7 @@ def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
         out.print(f"Sweep {sweep.name!r} has no trials yet.")
         return
     table = Table(
-        "", "trial", "state", "accuracy", "epochs", "seconds", "parameters", "configuration", box=None, padding=(0, 1)
+        "", "trial", "state", goal.label, "epochs", "seconds", "parameters", "configuration", box=None, padding=(0, 1)
     )
     for place, trial in enumerate(ranking[: top or 10], 1):
         preset = f"preset {trial.preset}: " if trial.preset else ""
@@ -152,7 +160,7 @@ def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
         out.print(f"and {len(ranking) - (top or 10)} more: --top {len(ranking)}")
 
 
-def show_trial(trial: TrialRecord, as_json: bool) -> None:
+def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
     """One trial with its epochs."""
     if as_json:
         _print_json(
@@ -161,7 +169,7 @@ def show_trial(trial: TrialRecord, as_json: bool) -> None:
         return
     out = _output()
     preset = f", preset {trial.preset}" if trial.preset else ""
-    out.print(f"trial {trial.number}: {trial.state}, {METRIC} {_score(trial.value) or '-'}{preset}")
+    out.print(f"trial {trial.number}: {trial.state}, {goal.label} {_score(trial.value) or '-'}{preset}")
     if trial.error:
         out.print(trial.error, style="red", markup=False)
     if trial.log:
@@ -170,9 +178,12 @@ def show_trial(trial: TrialRecord, as_json: bool) -> None:
     for name, value in trial.config.items():
         table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value), parameter(name).doc)
     out.print(table)
-    epochs = Table("epoch", "train loss", "val loss", "val accuracy", "learning rate", "images/s", "seconds", box=None)
+    own = [] if goal.field in _SHOWN else [goal]
+    heads = ("train loss", "val loss", "val accuracy", *(f"val {g.label}" for g in own), "learning rate")
+    epochs = Table("epoch", *heads, "images/s", "seconds", box=None)
     for e in trial.epochs:
-        numbers = (f"{e.train_loss:.4f}", f"{e.val_loss:.4f}", f"{e.val_accuracy:.4f}", f"{e.learning_rate:.2g}")
+        scores = (e.train_loss, e.val_loss, e.val_accuracy, *(g.value_of(e) for g in own))
+        numbers = (*(f"{score:.4f}" for score in scores), f"{e.learning_rate:.2g}")
         epochs.add_row(str(e.epoch), *numbers, f"{e.images_per_second:,.0f}", f"{e.seconds:.2f}")
     out.print(epochs)
 
@@ -201,8 +212,12 @@ def _gain(sweep: SweepRecord) -> str:
     text = f"\n{timing.wall_seconds:.0f} s, of which {timing.startup_seconds:.0f} s to start {timing.groups} worker group(s)"
     text += f" and {timing.overhead_seconds:.2f} s (median) between two trials.\n"
     if best and baseline and best.value is not None and baseline.value is not None:
-        errors = [100 * (1 - value) for value in (baseline.value, best.value)]
-        text += f"Validation error: preset {baseline.preset} {errors[0]:.2f} %, best trial {errors[1]:.2f} %.\n"
+        goal, values = sweep.config.goal, (baseline.value, best.value)
+        if goal == ACCURACY:
+            what, shown = "error", [f"{100 * (1 - value):.2f} %" for value in values]
+        else:
+            what, shown = goal.label, [f"{value:.4f}" for value in values]
+        text += f"Validation {what}: preset {baseline.preset} {shown[0]}, best trial {shown[1]}.\n"
     return text
 
 

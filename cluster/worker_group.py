@@ -124,7 +124,7 @@ class TrialReader(tune.Trainable):
         """The trial's next report, under "report"."""
         report: Report = ray.get(self._mailbox.read.remote(self._trial, self._position))
         self._position += 1
-        return {"report": report, "done": report.done, "value": report.metrics.val_accuracy if report.metrics else None}
+        return {"report": report, "done": report.done}
 
 
 class _TellDeaths(ray.train.UserCallback):

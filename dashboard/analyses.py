@@ -120,7 +120,7 @@ def training_command(sweep: SweepRecord, trial: TrialRecord) -> str:
     """The command that trains the trial's configuration again. Raises ValueError for what this version does not know."""
     from cluster.export import training_command
 
-    return training_command(unflatten(trial.config), sweep.config.data)
+    return training_command(unflatten(trial.config), sweep.config.data, sweep.config.metric)
 
 
 # ---- the analysis ----

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import tables
+from dashboard import gains, tables
 from trainer.domains import Value
 from trainer.hyperparameters import ModelConfig, flatten, in_short, parameter, unflatten
 from trainer.layers import Layer
@@ -26,17 +26,21 @@ class Fact:
 
 def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
     """The trial's headline numbers; what it does not have is '–'."""
-    baseline = sweep.baseline
+    baseline, goal = sweep.baseline, sweep.config.goal
     gain = None
     if baseline is not None and baseline.value is not None and trial.value is not None:
-        gain = 100 * (trial.value - baseline.value)
+        gain = gains.gain(goal, trial.value, baseline.value)
     planned = planned_epochs(sweep, trial)
-    accuracy = trial.value if trial.value is not None else max(trial.history.get("val_accuracy") or (), default=None)
+    value = trial.value if trial.value is not None else goal.best(trial.history.get(goal.field) or ())
     of_which = "of its last epoch" if trial.state == "PRUNED" else "of its best epoch"
     against = f"trial {baseline.number}, preset {baseline.preset}" if baseline else "none that ran to its end"
     return [
-        Fact("Accuracy", _text(accuracy, "{:.4f}"), f"On the validation split, {of_which}"),
-        Fact("Gain", _text(gain, "{:+.2f} pp"), f"Percentage points of accuracy over the preset's trial ({against})"),
+        Fact(goal.title, _text(value, "{:.4f}"), f"On the validation split, {of_which}"),
+        Fact(
+            "Gain",
+            _text(gain, f"{{:{gains.form(goal)}}}{' pp' if goal.is_share else ''}"),
+            f"{gains.meaning(goal)} ({against})",
+        ),
         Fact("Parameters", _text(trial.parameters, "{:,}"), "Trained numbers of the network"),
         Fact("Epochs", f"{trial.epochs_done} of {planned}", "Epochs that were trained and validated"),
         Fact("Train time", tables.duration(trial.train_seconds), "Training and validation, without waiting"),
@@ -85,8 +89,8 @@ def why_no_weights(trial: TrialRecord) -> str:
 def why_pruned(sweep: SweepRecord, trial: TrialRecord) -> str:
     """When the search stopped a pruned trial, and what that means."""
     return (
-        f"The search stopped this trial after epoch {trial.epochs_done} of {planned_epochs(sweep, trial)}: its accuracy was not "
-        "among the best of the trials that got there. Weights of pruned trials are not kept."
+        f"The search stopped this trial after epoch {trial.epochs_done} of {planned_epochs(sweep, trial)}: its "
+        f"{sweep.config.goal.label} was not among the best of the trials that got there. Weights of pruned trials are not kept."
     )
 
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.batches import ImageTensors, steps_per_epoch
 from trainer.data import ImageData
+from trainer.evaluation import EpochScores, epoch_scores
 from trainer.hyperparameters import TrainingConfig, TrialConfig
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier, build_model
@@ -107,39 +108,46 @@ def train(
         trained = _synchronized_clock(device)
         _share_statistics(model, world_size)
         evaluated = time.perf_counter()
-        val_loss, val_accuracy = score(model, validation, plain_loss, config.training, rank, world_size)
+        scores = score(model, validation, plain_loss, config.training, rank, world_size)
         evaluation = time.perf_counter() - evaluated
         train_loss = _sum_over_ranks(total / (steps * world_size), world_size).item()
-        if not (torch.isfinite(torch.tensor([train_loss, val_loss])).all()):
-            raise NotFiniteError(f"The loss is not finite in epoch {epoch}: train {train_loss}, validation {val_loss}.")
+        if not (torch.isfinite(torch.tensor([train_loss, scores.loss])).all()):
+            raise NotFiniteError(
+                f"The loss is not finite in epoch {epoch}: train {train_loss}, validation {scores.loss}."
+            )
         before = position.epoch_seconds
         position.epochs, position.steps, position.loss, position.epoch_seconds = epoch, 0, 0.0, 0.0
         yield EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
+            val_loss=scores.loss,
+            val_accuracy=scores.accuracy,
             learning_rate=rate,
             images_per_second=(steps - skipped) * batch_size / (trained - started),
             seconds=before + time.perf_counter() - started,
             latency=1000 * evaluation * world_size / len(validation),
+            macro_f1=scores.macro_f1,
+            balanced_accuracy=scores.balanced_accuracy,
         )
 
 
 def score(
     model: Classifier, split: ImageTensors, loss_of: Loss, config: TrainingConfig, rank: int = 0, world_size: int = 1
-) -> tuple[float, float]:
-    """Mean loss and accuracy of the model on a split, each rank scoring its part of it."""
+) -> EpochScores:
+    """The model's scores on a split, each rank counting its part of it."""
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=split.device)
+    classes = model.classifier.out_features
+    loss = torch.zeros(1, dtype=torch.float64, device=split.device)
+    confusion = torch.zeros(classes * classes, dtype=torch.float64, device=split.device)
     with torch.inference_mode():
         for images, labels in split.in_order(EVALUATION_BATCH, rank, world_size):
             with autocast(config, split.device):
                 logits = model(images)
-            sums[0] += loss_of(logits, labels).sum()
-            sums[1] += (logits.argmax(1) == labels).sum()
-    loss, correct = (_sum_over_ranks(sums, world_size) / len(split)).tolist()
-    return loss, correct
+            loss += loss_of(logits, labels).sum()
+            # Not bincount, for which a GPU is waited for in every batch.
+            confusion.index_add_(0, labels * classes + logits.argmax(1), confusion.new_ones(len(labels)))
+    sums = _sum_over_ranks(torch.cat([loss, confusion]), world_size).cpu()
+    return epoch_scores(sums[0].item() / len(split), sums[1:].view(classes, classes).long().numpy())
 
 
 def predict_split(model: Classifier, split: ImageTensors) -> Evaluation:

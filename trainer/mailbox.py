@@ -26,7 +26,7 @@ class Assignment:
 
     `begun` says that it has been trained before: it goes on from the state that is there. After the death of its processes it is
     begun again up to `max_retries` times, by whichever group is free; that a node was taken away with notice does not count. It
-    has failed when no epoch ends within `epoch_timeout` seconds.
+    has failed when no epoch ends within `epoch_timeout` seconds. Its best epoch is that by `metric`.
     """
 
     trial: int
@@ -36,6 +36,7 @@ class Assignment:
     begun: bool = False
     max_retries: int = 2
     epoch_timeout: float | None = None
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 class EpochMetrics:
     """What one epoch gave. Losses are means per image; `val_loss` is without label smoothing or augmentation.
 
+    `macro_f1` and `balanced_accuracy` are of the validation split too; 0 where they were recorded before there were any.
     `learning_rate` is that of the epoch's last step, `seconds` the wall time of training and evaluation, and
     `images_per_second` counts the training alone, over all ranks. `latency` is the milliseconds that a rank takes to
     classify one image of the validation split, in large batches; 0 where nobody has measured it.
@@ -24,6 +25,8 @@ class EpochMetrics:
     images_per_second: float
     seconds: float
     latency: float = 0.0
+    macro_f1: float = 0.0
+    balanced_accuracy: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; `EpochMetrics(**values)` is the way back."""

@@ -23,6 +23,7 @@ from trainer.data import DataConfig, ImageData, load_data
 from trainer.failures import kind_of, says_that_a_rank_is_lost
 from trainer.loop import NotFiniteError, create_model, train
 from trainer.mailbox import Assignment, Report
+from trainer.measuring import metric_named
 from trainer.metrics import EpochMetrics
 from trainer.model import parameter_count
 from trainer.objective import build_optimizers
@@ -149,7 +150,7 @@ class _Trial:
             torch.cuda.empty_cache()
 
     def _train(self, loaded: _Loaded, news: _News) -> None:
-        config, number = self._assignment.config, self._assignment.trial
+        config, number, goal = self._assignment.config, self._assignment.trial, metric_named(self._assignment.metric)
         data, training, validation = loaded.get(self._assignment.data)
         model = create_model(config, data, loaded.device)
         optimizers = build_optimizers(config.optimizer, model)
@@ -180,10 +181,10 @@ class _Trial:
 
         with BackgroundSaver(store, number) as saver:
             for metrics in epochs:
-                better = metrics.val_accuracy > max((e.val_accuracy for e in history), default=-1.0)
+                better = goal.is_better(goal.value_of(metrics), goal.best_of(history))
                 history.append(metrics)
                 if self._rank == 0:
-                    best = Checkpoint(model.state_dict(), config, metrics.epoch, metrics.val_accuracy)
+                    best = Checkpoint(model.state_dict(), config, metrics.epoch, goal.value_of(metrics))
                     saver.save(state_now(), best if better else None)
                 if metrics.epoch == config.training.epochs:
                     saver.wait()  # who hears that a trial is complete finds its weights

@@ -1,4 +1,4 @@
-"""The page of a sweep's ranking: headline numbers, the ranked trials, accuracy against cost, learning curves, what failed."""
+"""The page of a sweep's ranking: headline numbers, the ranked trials, value against cost, learning curves, what failed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import charts, leaderboard, pareto, tables
+from dashboard import charts, gains, leaderboard, pareto, tables
 from dashboard.leaderboard import Board
 from dashboard.parts import counted, follow, heading, plain
 
@@ -38,12 +38,12 @@ def _content(sweep: SweepRecord) -> None:
     place = st.container()
     left, right = st.columns(2, gap="medium")
     with left:
-        cost = _choose_cost()
-    front = pareto.front(board.table, cost)
+        cost = _choose_cost(sweep)
+    front = pareto.front(board.table, cost, sweep.config.goal)
     with place:
         selected = leaderboard.show(sweep, board, columns, leaderboard.marks(board.table, front))
     with left:
-        _accuracy_against_cost(sweep, board, cost, front, selected)
+        _value_against_cost(sweep, board, cost, front, selected)
     with right:
         _curves(sweep, selected or board.trials, by_choice=bool(selected))
     _failures(sweep)
@@ -55,6 +55,7 @@ def _facts(sweep: SweepRecord) -> None:
         plain(config.data.name),
         counted(config.trials, "trial") if config.trials else f"trials for {tables.duration(config.time_budget or 0)}",
         f"up to {counted(config.epochs, 'epoch')}",
+        f"best by {config.goal.label}",
         f"sampler {config.sampler}",
         f"pruner {config.pruner}",
         counted(sweep.timing.groups, "worker group"),
@@ -66,29 +67,33 @@ def _facts(sweep: SweepRecord) -> None:
 
 
 def _headline(sweep: SweepRecord) -> None:
-    best, baseline, timing = sweep.best, sweep.baseline, sweep.timing
+    best, baseline, timing, goal = sweep.best, sweep.baseline, sweep.timing, sweep.config.goal
     spent = (
         f"Until the first trial began {tables.duration(timing.startup_seconds)}, between two trials "
         f"{timing.overhead_seconds:.2f} s (median), training {tables.duration(timing.train_seconds)} over all groups."
     )
-    accuracy = "On the validation split, of the best trial that ran to its end. The search does not see the test split."
-    gain = "Of the best trial over the preset's, in percentage points; below, the share of wrongly classified images of both."
+    about = "On the validation split, of the best trial that ran to its end. The search does not see the test split."
     with st.container(horizontal=True):
         _metric(
-            "Best accuracy",
+            f"Best {goal.label}",
             f"{best.value:.4f}" if best else "–",
             f"trial {best.number}" if best else "none yet",
-            accuracy,
+            about,
         )
-        if best and baseline:
-            _metric("Gain over the preset", tables.gain(baseline, best), tables.errors(baseline, best), gain)
+        if best and baseline and best.value is not None and baseline.value is not None:
+            _metric(
+                "Gain over the preset",
+                f"{gains.gain(goal, best.value, baseline.value):{gains.form(goal)}}",
+                gains.from_to(goal, baseline.value, best.value),
+                f"{gains.meaning(goal)}; below, both trials",
+            )
         _metric("Trials", f"{len(sweep.trials):,}", *tables.counts(sweep))
         _metric("Wall time", tables.duration(timing.wall_seconds), counted(timing.groups, "group"), spent)
     if baseline:
         place = next(place for place, t in enumerate(sweep.trials, 1) if t is baseline)
         st.caption(
             f":orange-badge[preset] The baseline, {plain(baseline.preset or '')}, is {tables.trial_name(baseline.number)}: "
-            f"accuracy {baseline.value:.4f}, rank {place:,}."
+            f"{goal.label} {baseline.value:.4f}, rank {place:,}."
         )
 
 
@@ -113,8 +118,8 @@ def _link(page: str, label: str, about: str, key: str, numbers: Sequence[int], e
     st.page_link(there, label=label, help=about, query_params=address, disabled=not enabled)
 
 
-def _choose_cost() -> str:
-    st.subheader("Accuracy against cost")
+def _choose_cost(sweep: SweepRecord) -> str:
+    st.subheader(f"{sweep.config.goal.title} against cost")
     return st.segmented_control(
         "Cost",
         list(pareto.COSTS),
@@ -127,11 +132,11 @@ def _choose_cost() -> str:
     )
 
 
-def _accuracy_against_cost(
+def _value_against_cost(
     sweep: SweepRecord, board: Board, cost: str, front: frozenset[int], selected: Sequence[TrialRecord]
 ) -> None:
-    numbers = [t.number for t in selected]
-    points = pareto.points(board.table, cost, front, numbers)
+    numbers, goal = [t.number for t in selected], sweep.config.goal
+    points = pareto.points(board.table, cost, front, numbers, goal=goal)
     if points.empty:
         st.info("No trial that is shown has run to its end.")
         return
@@ -141,13 +146,15 @@ def _accuracy_against_cost(
     )
     key = f"cost of {sweep.name}"
     st.altair_chart(
-        charts.accuracy_against_cost(points, pareto.COSTS[cost], numbers),
+        charts.value_against_cost(points, pareto.COSTS[cost], numbers, goal),
         key=key,
         on_select=partial(_take_clicked, sweep, key),
         selection_mode=charts.CLICKED,
-        alt=f"Validation accuracy of the complete trials against their {pareto.COSTS[cost].label}, and the Pareto front",
+        alt=f"Validation {goal.label} of the complete trials against their {pareto.COSTS[cost].label}, and the Pareto front",
     )
-    about = "The line is the front: no complete trial that is shown is both more accurate and cheaper. A click selects a trial."
+    about = (
+        "The line is the front: no complete trial that is shown is both better and cheaper. A click selects a trial."
+    )
     st.caption(about + drawn * (len(points) < there))
 
 
@@ -162,28 +169,31 @@ def _curves(sweep: SweepRecord, trials: Sequence[TrialRecord], by_choice: bool) 
     st.subheader("Learning curves")
     if not by_choice:
         trials = [*itertools.islice((t for t in trials if t.epochs_done), CURVES_BY_DEFAULT)]
-    accuracy, losses, progress = st.tabs(
-        ["Accuracy", "Losses", "Progress of the search"], key="curves", on_change="rerun"
+    goal = sweep.config.goal
+    values, losses, progress = st.tabs(
+        [goal.title, "Losses", "Progress of the search"], key="curves", on_change="rerun"
     )
-    curves = tables.learning_curves(trials)
+    curves = tables.learning_curves(trials, goal)
     whose = "Of the selected trials." if by_choice else "Of the best trials shown; select rows to see others."
     if curves.empty:
-        accuracy.info("No epoch of these trials has ended.")
+        values.info("No epoch of these trials has ended.")
         losses.info("No epoch of these trials has ended.")
-    elif accuracy.open:
-        accuracy.altair_chart(
-            charts.accuracy_by_epoch(curves, legend_columns=3), alt="Validation accuracy after each epoch"
+    elif values.open:
+        values.altair_chart(
+            charts.metric_by_epoch(curves, goal, legend_columns=3), alt=f"Validation {goal.label} after each epoch"
         )
-        accuracy.caption(whose)
+        values.caption(whose)
     elif losses.open:
         losses.altair_chart(
             charts.losses_by_epoch(curves, legend_columns=3), alt="Training and validation loss of each epoch"
         )
         losses.caption(f"{whose} Validation solid with dots, training dashed with triangles.")
     if progress.open:
-        found = tables.best_so_far(sweep.trials)
-        progress.altair_chart(charts.best_by_trial(found), alt="Validation accuracy of each trial and the best so far")
-        progress.caption("Each trial's validation accuracy; the line is the best of the complete trials so far.")
+        found, label = tables.best_so_far(sweep.trials, goal), goal.label
+        progress.altair_chart(
+            charts.best_by_trial(found, goal), alt=f"Validation {label} of each trial and the best so far"
+        )
+        progress.caption(f"Each trial's validation {label}; the line is the best of the complete trials so far.")
 
 
 def _failures(sweep: SweepRecord) -> None:

@@ -12,6 +12,7 @@ from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import analyses, analysis_parts, network_chart, notes, trial_charts, trial_tables
 from dashboard.parts import choose_trial, follow, heading, plain
+from trainer.measuring import ACCURACY
 
 TABS = ("Overview", "Configuration", "Network", "Classes", "Mistakes", "Attention", "Kernels")
 CURVE_HEIGHT = 190
@@ -81,14 +82,17 @@ def _overview(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) 
         return
     epochs = trial_tables.epochs(trial)
     left, right = st.columns(2)
+    # The loss has a chart of its own.
+    goal = sweep.config.goal if sweep.config.goal.field != "val_loss" else ACCURACY
+    value = f"validation {goal.label}"
     for place, title, metrics in (
         (left, "loss per image", {"train_loss": "training", "val_loss": "validation"}),
-        (right, "validation accuracy", {"val_accuracy": "validation accuracy"}),
+        (right, value, {goal.field: value}),
         (left, "learning rate", {"learning_rate": "learning rate"}),
         (right, "images per second", {"images_per_second": "images per second"}),
     ):
         chart = trial_charts.curves(epochs, metrics, title, CURVE_HEIGHT)
-        place.altair_chart(chart, alt=f"{title.capitalize()} by epoch")
+        place.altair_chart(chart, alt=f"{title[0].upper()}{title[1:]} by epoch")
 
 
 def _error(trial: TrialRecord) -> None:
