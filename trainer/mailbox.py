@@ -26,7 +26,8 @@ class Assignment:
 
     `begun` says that it has been trained before: it goes on from the state that is there. After the death of its processes it is
     begun again up to `max_retries` times, by whichever group is free; that a node was taken away with notice does not count. It
-    has failed when no epoch ends within `epoch_timeout` seconds.
+    has failed when no epoch ends within `epoch_timeout` seconds. A `final` one is trained on training and validation images
+    together, and keeps the weights of its last epoch, with the value 0: there is nothing to score an epoch on.
     """
 
     trial: int
@@ -36,6 +37,7 @@ class Assignment:
     begun: bool = False
     max_retries: int = 2
     epoch_timeout: float | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True)
