@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +125,9 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The confirmed `configurations`, best mean first; those of a single seed come last, unless all are."""
+    """The confirmed `configurations` by their mean of the `metric`, best first; those of a single seed come last, unless all are."""
 
+    metric: str
     configurations: tuple[Confirmed, ...]
 
     @cached_property
@@ -134,15 +136,41 @@ class Comparison:
         tied = [c for c in self.configurations if c.tied]
         if not tied:
             return next(iter(self.configurations), None)
-        return min(
-            tied, key=lambda c: math.inf if c.parameters is None else c.parameters
-        )  # the first of equals: the better
+        # Of equal ones the first, which has the better mean.
+        return min(tied, key=lambda c: math.inf if c.parameters is None else c.parameters)
 
     @property
-    def touched(self) -> tuple[float, float] | None:
-        """When the test split was touched first and last (seconds since 1970)."""
-        times = [score.scored_at for c in self.configurations for score in c.scores]
-        return (min(times), max(times)) if times else None
+    def scores(self) -> tuple[FinalScore, ...]:
+        """Those of all final models, in the order in which the test split was touched for them."""
+        return tuple(sorted((s for c in self.configurations for s in c.scores), key=lambda score: score.scored_at))
+
+    def in_words(self) -> str:
+        """Who is tied with whom, and how often the test split was touched; there must be a configuration."""
+        assert self.recommended is not None
+        last = self.scores[-1]
+        when = datetime.fromtimestamp(last.scored_at).astimezone().strftime("%Y-%m-%d %H:%M")
+        text = f"The test split ({last.images:,} images) was touched once for each of {len(self.scores)} models, last at {when}."
+        tied = [str(c.trial) for c in self.configurations if c.tied]
+        by_which_test = "(Welch's t-test, Holm's correction, 5 %)"
+        if len(self.configurations) == 1:
+            return text
+        if not tied:
+            return (
+                f"One seed says nothing about chance; the best value is that of trial {self.recommended.trial}. {text}"
+            )
+        if len(tied) == 1:
+            return f"Trial {self.recommended.trial} is the best {by_which_test}. {text}"
+        ties = f"There may be nothing but chance between trials {', '.join(tied)} {by_which_test}"
+        return f"{ties}; trial {self.recommended.trial} has the fewest parameters of them. {text}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What `confirm --json` says, but for the sweep's name."""
+        return {
+            "metric": f"test_{self.metric}",
+            "configurations": [c.to_json() for c in self.configurations],
+            "recommended": self.recommended.trial if self.recommended else None,
+            "test_touched": len(self.scores),
+        }
 
 
 def key_of(trial: int, seed: int) -> int:
@@ -188,11 +216,11 @@ def compare(scores: Iterable[FinalScore], parameters: Mapping[int, int | None], 
     ]
     ranked = sorted(found, key=lambda c: (c.n < 2, -c.goodness(c.mean), c.trial))
     if not ranked or ranked[0].n < 2:
-        return Comparison(tuple(ranked))
+        return Comparison(metric, tuple(ranked))
     best, others = ranked[0], [c for c in ranked[1:] if c.n > 1]
     adjusted = holm([welch(best.values, c.values, best.scores[0].images) for c in others])
     judged = [replace(c, p=p, tied=p >= SIGNIFICANCE) for c, p in zip(others, adjusted, strict=True)]
-    return Comparison((replace(best, tied=True), *judged, *ranked[1 + len(others) :]))
+    return Comparison(metric, (replace(best, tied=True), *judged, *ranked[1 + len(others) :]))
 
 
 def welch(first: Sequence[float], second: Sequence[float], images: int) -> float:
