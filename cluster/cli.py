@@ -11,6 +11,7 @@ import typer
 
 from cluster import job_commands, model_commands, tables
 from cluster.config import KEYS, make_config, parse_duration, read_sweep_file
+from cluster.confirm_command import confirm
 from cluster.experiments import Experiments
 from cluster.options import (
     DATA_HELP,
@@ -209,7 +210,7 @@ def show(
     tables.show_trial(model_commands.find_trial(record, trial), record.config.goal, as_json)
 
 
-for command in (model_commands.train, model_commands.export, model_commands.predict, model_commands.doctor):
+for command in (model_commands.train, confirm, model_commands.export, model_commands.predict, model_commands.doctor):
     app.command()(command)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from cluster.experiments import Experiments
+from cluster.preference import Preference
 from cluster.record import SweepRecord, TrialRecord
 from trainer.batches import ImageTensors
 from trainer.bundle import Origin, check_target, write_bundle
@@ -20,15 +21,20 @@ from trainer.loop import create_model, predict_split
 from trainer.measuring import ACCURACY
 from trainer.model import Classifier
 from trainer.named_data import NAMES
+from trainer.seed_figures import SeedFigures
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export gave: the bundle's folder, the largest difference between written and live model, the scores by split."""
+    """What an export gave: the bundle's folder, the largest difference between written and live model, the scores by split.
+
+    `seeds` are what the configuration has over several seeds, if it was confirmed.
+    """
 
     folder: Path
     difference: float
     scores: dict[str, Scores]
+    seeds: SeedFigures | None = None
 
 
 def load_trial(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) -> Checkpoint:
@@ -67,6 +73,36 @@ def export_trial(
     return export(checkpoint, data, config, folder, sweep.name, trial.number, samples, metric)
 
 
+def export_final(
+    experiments: Experiments,
+    sweep: SweepRecord,
+    preference: Preference,
+    folder: Path,
+    *,
+    data_root: str | None = None,
+    cache: str | None = None,
+    samples: int = 0,
+    on_progress: OnProgress | None = None,
+) -> Exported:
+    """Write the bundle of the final model that a confirmed sweep stands for to `folder`, as `export_trial` does.
+
+    Raises ValueError when its weights are gone, else as there.
+    """
+    check_target(folder)
+    model = preference.model
+    try:
+        checkpoint = experiments.of(sweep.storage_path).confirmed(sweep.name).load(model.key)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"The weights of the final model of trial {model.trial}, seed {model.seed}, are gone: `convsweep confirm {sweep.name}` trains "
+            f"it again, `convsweep export {sweep.name} --trial {model.trial}` takes the search's model."
+        ) from error
+    config = sweep.config.data
+    config = replace(config, root=data_root or config.root, cache=cache or config.cache)
+    data, metric = load_data(config, on_progress), sweep.config.metric
+    return export(checkpoint, data, config, folder, sweep.name, model.trial, samples, metric, True, preference.figures)
+
+
 def rebuild(checkpoint: Checkpoint, data: ImageData) -> Classifier:
     """The checkpoint's network on the CPU, in evaluation mode."""
     model = create_model(checkpoint.config, data, torch.device("cpu"))
@@ -74,9 +110,9 @@ def rebuild(checkpoint: Checkpoint, data: ImageData) -> Classifier:
     return model.eval()
 
 
-def score_splits(model: Classifier, data: ImageData) -> dict[str, Scores]:
-    """The model's scores on the validation split and, where there is one, on the test split."""
-    splits = {"validation": data.validation} | ({"test": data.test} if data.test else {})
+def score_splits(model: Classifier, data: ImageData, final: bool = False) -> dict[str, Scores]:
+    """The model's scores on the validation split, unless it is a `final` one, which has seen it, and on the test split if there is one."""
+    splits = ({} if final else {"validation": data.validation}) | ({"test": data.test} if data.test else {})
     return {
         name: evaluate(predict_split(model, ImageTensors.of(split, torch.device("cpu"))))
         for name, split in splits.items()
@@ -92,19 +128,21 @@ def export(
     trial: int | None = None,
     samples: int = 0,
     metric: str = ACCURACY.name,
+    final: bool = False,
+    seeds: SeedFigures | None = None,
 ) -> Exported:
-    """Write the checkpoint's bundle to `folder`."""
+    """Write the checkpoint's bundle to `folder`; of a `final` model without a word on the validation split, which it has seen."""
     model = rebuild(checkpoint, data)
-    scores = score_splits(model, data)
+    scores = score_splits(model, data, final)
     one = torch.zeros(1, *data.image_shape, dtype=torch.uint8)
     latency = {
         "one image": latency_milliseconds(model, one),
         "64 images": latency_milliseconds(model, one.repeat(64, 1, 1, 1)),
     }
     command = training_command(checkpoint.config, data_config, metric)
-    origin = Origin(sweep=sweep, trial=trial, epochs=checkpoint.epoch, command=command)
+    origin = Origin(sweep=sweep, trial=trial, epochs=checkpoint.epoch, command=command, final=final, seeds=seeds)
     difference = write_bundle(folder, model, checkpoint.config, data, scores, latency, origin, samples)
-    return Exported(folder, difference, scores)
+    return Exported(folder, difference, scores, seeds)
 
 
 def training_command(config: TrialConfig, data: DataConfig, metric: str = ACCURACY.name) -> str:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from cluster.config import SweepConfig
+from cluster.confirmed import FinalScore
 from trainer.domains import Value
 from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics, epochs_of
@@ -92,7 +93,8 @@ class SweepRecord:
 
     `state` is NEW, RUNNING, FINISHED, INTERRUPTED or FAILED, `image_shape` (C, H, W) of every image; `runs` are the times at
     which it ran (a resumed sweep has several), `storage_path` where its checkpoints are if not in the experiments folder, `notes`
-    what people wrote: under None to the sweep, under a number to a trial. `stamp` is this process's own number of the record.
+    what people wrote: under None to the sweep, under a number to a trial, `confirmed` what `convsweep confirm` has found on the test
+    split. `stamp` is this process's own number of the record.
     """
 
     name: str
@@ -104,6 +106,7 @@ class SweepRecord:
     trials: tuple[TrialRecord, ...]
     notes: Mapping[int | None, str] = field(default_factory=dict)
     storage_path: str | None = None
+    confirmed: tuple[FinalScore, ...] = ()
     stamp: int = field(default_factory=itertools.count().__next__, compare=False)
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.trial import FrozenTrial, TrialState
 
 from cluster.config import MAX_GRID, SweepConfig
+from cluster.confirmed import FinalScore
 from cluster.lease import Lease
 from cluster.notes import write_note
 from cluster.proposals import INFEASIBLE, Proposals, valued_by
@@ -171,6 +172,10 @@ class SweepStudy:
         if runs and "ended" not in runs[-1]:
             ended = max(ended, runs[-1]["begun"])
             self._study.set_user_attr("runs", [*runs[:-1], {**runs[-1], "ended": ended}])
+
+    def save_confirmed(self, scores: Sequence[FinalScore]) -> None:
+        """Record the scores on the test split, in place of all before. Whoever holds the lease writes them."""
+        self._study.set_user_attr("confirmed", [score.to_json() for score in scores])
 
     def seconds_run(self) -> float:
         """How long the sweep has been run so far."""

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -17,6 +13,7 @@ import sqlalchemy
 from cluster.config import SweepConfig
 from cluster.connection import Cluster, connect
 from cluster.experiments import Experiments
+from cluster.interruption import Stop, interruptible
 from cluster.lease import Lease
 from cluster.plan import Plan
 from cluster.progress import Progress, say_skipped
@@ -50,10 +47,10 @@ def start(
     say_skipped(data.skipped)
     with connect(address) as cluster:
         plan = cluster.plan(config.shape, config.trials or 1_000_000)
-        study, stop = Studies(experiments, create=True).create(config, data.classes, data.image_shape), _Stop()
+        study, stop = Studies(experiments, create=True).create(config, data.classes, data.image_shape), Stop()
         with (
             study.lease(takeover=False, on_lost=stop.because) as lease,
-            _interruptible(stop.event),
+            interruptible(stop.event),
             _database_may_go(config.name),
         ):
             return _run(study, lease, stop, config, cluster, plan, experiments)
@@ -121,7 +118,7 @@ def _go_on(
     on_progress: OnProgress | None,
     takeover: bool,
 ) -> Outcome:
-    study, stop = Studies(experiments).open(name), _Stop()
+    study, stop = Studies(experiments).open(name), Stop()
     with study.lease(takeover, on_lost=stop.because) as lease:
         if lease.before is not None:
             study.close_lost_run(ended=lease.before.beat)
@@ -138,7 +135,7 @@ def _go_on(
             study.save_config(config)  # not before: what is refused leaves the record as it is
             if config.sampler == "grid":
                 study.enqueue_grid(config)
-            with _interruptible(stop.event), _database_may_go(config.name):
+            with interruptible(stop.event), _database_may_go(config.name):
                 return _run(study, lease, stop, config, cluster, plan, experiments)
 
 
@@ -148,23 +145,10 @@ def _is_done(study: SweepStudy, config: SweepConfig) -> bool:
     return has_all or (study.state == "FINISHED" and config == study.config)
 
 
-class _Stop:
-    """Whether a run is to stop before its end, and if something is to be said about it, why."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.reason: str | None = None
-
-    def because(self, reason: str) -> None:
-        """Stop, for this reason."""
-        self.reason = reason
-        self.event.set()
-
-
 def _run(
     study: SweepStudy,
     lease: Lease,
-    stop: _Stop,
+    stop: Stop,
     config: SweepConfig,
     cluster: Cluster,
     plan: Plan,
@@ -248,27 +232,6 @@ def _database_may_go(sweep: str) -> Iterator[None]:
             f"The study database cannot be used any more: {cause}. What it has is safe; when it is back, go on with "
             f"`convsweep resume {sweep}`."
         ) from error
-
-
-@contextlib.contextmanager
-def _interruptible(event: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) sets the event; a second Ctrl-C interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        event.set()
-        # Not by sys.stderr: the signal may have come in the middle of a write to it.
-        os.write(2, b"\nStopping: what is finished is kept. A second Ctrl-C stops at once.\n")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before: Mapping[int, Any] = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _CheckpointKeeper:

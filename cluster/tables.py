@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cluster.confirmed import compare_confirmed
 from cluster.record import SweepRecord, SweepSummary, TrialRecord
 from trainer.data import OnProgress
 from trainer.hyperparameters import in_short, parameter
@@ -225,13 +227,56 @@ def _next_steps(name: str, option: str) -> str:
     return f"Export the best model: convsweep export {name}{option}\nBrowse the trials:     convsweep dashboard{option}"
 
 
+def show_confirmed(sweep: SweepRecord, failures: Mapping[str, str], as_json: bool) -> None:
+    """What `confirm` has recorded of a sweep, the best mean first, and which final trainings failed now, why."""
+    comparison = compare_confirmed(sweep)
+    for title, cause in failures.items():
+        _errors().print(f"{title} failed: {cause.splitlines()[0]}", markup=False, soft_wrap=True)
+    if as_json:
+        _print_json({"sweep": sweep.name, "failures": dict(failures)} | comparison.to_json())
+        return
+    if not comparison.configurations:
+        _output().print("Nothing is confirmed yet.")
+        return
+    names = (
+        "trial",
+        "parameters",
+        "n",
+        f"mean {comparison.metric}",
+        "deviation",
+        "95 % interval",
+        "tied",
+        "configuration",
+    )
+    table = Table("", *names, box=None, padding=(0, 1))
+    for c in comparison.configurations:
+        table.add_row(
+            "*" if c is comparison.recommended else "",
+            str(c.trial),
+            f"{c.parameters:,}" if c.parameters else "",
+            str(c.n),
+            _score(c.mean),
+            _score(c.deviation),
+            "{:.4f} to {:.4f}".format(*c.interval) if c.interval else "",
+            {True: "yes", False: "no", None: "?"}[c.tied],
+            in_short(sweep.trial(c.trial).config),
+        )
+    out = _output()
+    out.print(table)
+    out.print(comparison.in_words(), markup=False, soft_wrap=True)
+    out.print(f"Export its model of the middle seed: convsweep export {sweep.name}", markup=False, soft_wrap=True)
+
+
 def show_export(exported: Exported, as_json: bool) -> None:
     """The result of `export`."""
     folder, difference, scores = exported.folder, exported.difference, exported.scores
     if as_json:
         accuracies = {f"{split}_accuracy": s.accuracy for split, s in scores.items()}
+        seeds = {"seeds": asdict(exported.seeds)} if exported.seeds else {}
         _print_json(
-            {"bundle": str(folder), "formats": ["pt2", "safetensors"], "max_difference": difference} | accuracies
+            {"bundle": str(folder), "formats": ["pt2", "safetensors"], "max_difference": difference}
+            | accuracies
+            | seeds
         )
         return
     accuracy = ", ".join(f"{split} accuracy {s.accuracy:.4f}" for split, s in scores.items())

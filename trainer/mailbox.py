@@ -26,7 +26,9 @@ class Assignment:
 
     `begun` says that it has been trained before: it goes on from the state that is there. After the death of its processes it is
     begun again up to `max_retries` times, by whichever group is free; that a node was taken away with notice does not count. It
-    has failed when no epoch ends within `epoch_timeout` seconds. Its best epoch is that by `metric`.
+    has failed when no epoch ends within `epoch_timeout` seconds. Its best epoch is that by `metric`. A `final` one is trained on
+    training and validation images together, and keeps the weights of its last epoch, with the value 0: there is nothing to score
+    an epoch on.
     """
 
     trial: int
@@ -37,6 +39,7 @@ class Assignment:
     max_retries: int = 2
     epoch_timeout: float | None = None
     metric: str = "accuracy"
+    final: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ class EpochMetrics:
     `macro_f1` and `balanced_accuracy` are of the validation split too; 0 where they were recorded before there were any.
     `learning_rate` is that of the epoch's last step, `seconds` the wall time of training and evaluation, and
     `images_per_second` counts the training alone, over all ranks. `latency` is the milliseconds that a rank takes to
-    classify one image of the validation split, in large batches; 0 where nobody has measured it.
+    classify one image of the validation split, in large batches; 0 where nobody has measured it. A training that holds nothing
+    out has 0 for `val_loss`, `val_accuracy` and `latency`.
     """
 
     epoch: int

@@ -21,6 +21,7 @@ from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
 from trainer.failures import kind_of, says_that_a_rank_is_lost
+from trainer.joined import join
 from trainer.loop import NotFiniteError, create_model, train
 from trainer.mailbox import Assignment, Report
 from trainer.measuring import metric_named
@@ -91,25 +92,28 @@ def _log_file() -> str | None:
 
 
 class _Loaded:
-    """The data set that this process has in memory: the last one asked for, which in a sweep is the only one."""
+    """The data set that this process has in memory: the last one asked for, which in a sweep is the only one.
+
+    For `final` trainings it is not divided: there is no validation split.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._config: DataConfig | None = None
+        self._config: tuple[DataConfig, bool] | None = None
 
-    def get(self, config: DataConfig) -> tuple[ImageData, ImageTensors, ImageTensors]:
-        if config != self._config:
-            self._data = load_data(config)
-            self._training = ImageTensors.of(self._data.train, self.device)
-            self._validation = ImageTensors.of(self._data.validation, self.device)
-            self._config = config
+    def get(self, config: DataConfig, final: bool) -> tuple[ImageData, ImageTensors, ImageTensors | None]:
+        if (config, final) != self._config:
+            self._data = data = load_data(config)
+            self._training = join(data, self.device) if final else ImageTensors.of(data.train, self.device)
+            self._validation = None if final else ImageTensors.of(data.validation, self.device)
+            self._config = config, final
             gc.collect()
             gc.freeze()  # what is here now stays: collecting after each trial then takes 1 ms instead of 150
         return self._data, self._training, self._validation
 
 
 class _Trial:
-    """One assignment on one rank. Rank 0 reports and keeps the weights of the best epoch on the storage path."""
+    """One assignment on one rank. Rank 0 reports and keeps the weights of the best epoch, or the last one's, on the storage path."""
 
     def __init__(
         self, mailbox: Any, group: str, index: int, assignment: Assignment, rank: int, world_size: int
@@ -151,7 +155,7 @@ class _Trial:
 
     def _train(self, loaded: _Loaded, news: _News) -> None:
         config, number, goal = self._assignment.config, self._assignment.trial, metric_named(self._assignment.metric)
-        data, training, validation = loaded.get(self._assignment.data)
+        data, training, validation = loaded.get(self._assignment.data, self._assignment.final)
         model = create_model(config, data, loaded.device)
         optimizers = build_optimizers(config.optimizer, model)
         store = CheckpointStore(self._assignment.checkpoints)
@@ -182,6 +186,8 @@ class _Trial:
         with BackgroundSaver(store, number) as saver:
             for metrics in epochs:
                 better = goal.is_better(goal.value_of(metrics), goal.best_of(history))
+                if self._assignment.final:
+                    better = metrics.epoch == config.training.epochs
                 history.append(metrics)
                 if self._rank == 0:
                     best = Checkpoint(model.state_dict(), config, metrics.epoch, goal.value_of(metrics))
