@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.batches import ImageTensors
 from trainer.data import ImageData, Split
+from trainer.folds import all_rows
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,11 @@ def join(data: ImageData, device: torch.device) -> ImageTensors:
     Where they are rows of one array, no image is copied. A validation split that is an array of its own is copied behind the
     training images on a GPU alone; in host memory both stay the files that they are.
     """
-    train, validation = data.train, data.validation
+    train, validation, rows = data.train, data.validation, all_rows(data)
     if train.images is validation.images:
-        rows = np.sort(np.concatenate([train.rows, validation.rows]))
         return ImageTensors.of(Split(train.images, train.labels, rows), device)
     images, more = torch.from_numpy(train.images), torch.from_numpy(validation.images)
     labels = torch.from_numpy(np.concatenate([train.labels, validation.labels])).to(device)
-    rows = np.concatenate([train.rows, validation.rows + len(train.images)])
     places = torch.from_numpy(rows).to(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
