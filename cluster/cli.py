@@ -70,6 +70,12 @@ def sweep(
     sampler: Annotated[str | None, typer.Option(help="tpe, random or grid. [default: tpe]")] = None,
     pruner: Annotated[str | None, typer.Option(help="halving, median or none. [default: halving]")] = None,
     metric: Metric = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Train each trial on that many folds and score it by their mean. [default: 1, a single split]"
+        ),
+    ] = None,
     set_: Set = None,
     seed: Seed = None,
     workers: Workers = None,

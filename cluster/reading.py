@@ -149,6 +149,7 @@ def _record(
         begun=begun and begun.replace(tzinfo=UTC),
         ended=ended and ended.replace(tzinfo=UTC),
         id=trial_id,
+        fold_values=tuple(found.get("fold_values", ())),
     )
 
 

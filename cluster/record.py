@@ -15,6 +15,7 @@ from typing import Any
 from cluster.config import SweepConfig
 from cluster.confirmed import FinalScore
 from trainer.domains import Value
+from trainer.fold_scores import interval
 from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics, epochs_of
 
@@ -26,6 +27,8 @@ STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 @dataclass(frozen=True)
 class TrialRecord:
     """One trial as the database has it. `value` is that of its best epoch by the sweep's metric (of a pruned one, its last).
+
+    Of a cross-validated one it is the mean of the `fold_values`, each that of the best epoch of a fold that is over.
 
     `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
     and `group_began` when (seconds since 1970, by that group's clock). `log` is the file (host:path) that has more about its
@@ -47,6 +50,7 @@ class TrialRecord:
     begun: datetime | None = None
     ended: datetime | None = None
     id: int | None = None
+    fold_values: tuple[float, ...] = ()
 
     @property
     def epochs_done(self) -> int:
@@ -68,6 +72,8 @@ class TrialRecord:
             "train_seconds": round(self.train_seconds, 3),
             "parameters": self.parameters,
             "preset": self.preset,
+            "folds": list(self.fold_values),
+            "interval": interval(self.fold_values),
             "config": self.config,
         }
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from trainer.batches import ImageTensors
 from trainer.data import ImageData
 from trainer.evaluation import Scores
+from trainer.fold_scores import FoldFigures
 from trainer.hyperparameters import ModelConfig, TrialConfig, flatten, unflatten
 from trainer.images import name_of, read_image, to_image
 from trainer.model import Classifier, build_model
@@ -42,7 +43,8 @@ MAX_SIDE = 4096
 class Origin:
     """Where an exported model comes from, for its card: the sweep and its trial, or a single training.
 
-    A `final` model was trained on the validation images too, with several `seeds` if the sweep was confirmed.
+    A `final` model was trained on the validation images too, with several `seeds` if the sweep was confirmed. `folds` are the trial's
+    values where it was cross-validated.
     """
 
     sweep: str | None
@@ -51,6 +53,7 @@ class Origin:
     command: str
     final: bool = False
     seeds: SeedFigures | None = None
+    folds: FoldFigures | None = None
 
 
 def check_target(folder: Path) -> None:
@@ -130,8 +133,12 @@ def write_bundle(
             "final": origin.final,
             "seeds": asdict(origin.seeds) if origin.seeds else None,
         }
+        if origin.folds is not None:
+            metrics["folds"] = origin.folds.to_json()
         _write_json(temporary / "metrics.json", metrics)
-        card = model_card(model, config, data, scores, latency, origin.command, origin.final, origin.seeds)
+        card = model_card(
+            model, config, data, scores, latency, origin.command, origin.final, origin.seeds, origin.folds
+        )
         (temporary / "README.md").write_text(card)
         _write_samples(temporary / SAMPLES, data, samples)
         temporary.chmod(0o755)

@@ -12,6 +12,7 @@ from typing import Any
 from trainer.measuring import METRICS, Metric
 from trainer.metrics import EpochMetrics
 
+MOST_FOLDS = 20
 CONFIDENCE = 0.95
 
 History = Mapping[str, Sequence[float]]

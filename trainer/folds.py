@@ -16,8 +16,6 @@ from trainer.data import DataConfig, ImageData, Split
 if TYPE_CHECKING:
     from trainer.batches import ImageTensors
 
-MOST = 20
-
 Rows = NDArray[np.int64]
 
 
@@ -31,8 +29,9 @@ class Division:
 
 
 def check_folds(data: ImageData, folds: int) -> None:
-    """Raise ValueError when a class has fewer images than there are folds."""
-    _check(_all_labels(data), data.classes, folds)
+    """Raise ValueError when a class has fewer images than there are folds, if there are several."""
+    if folds > 1:
+        _check(_all_labels(data), data.classes, folds)
 
 
 def fold_positions(labels: Rows, classes: tuple[str, ...], folds: int, seed: int) -> list[tuple[Rows, Rows]]:

@@ -9,6 +9,7 @@ import torch
 
 from trainer.data import ImageData
 from trainer.evaluation import Scores
+from trainer.fold_scores import FoldFigures
 from trainer.hyperparameters import TrialConfig, describe
 from trainer.model import Classifier, parameter_count
 from trainer.seed_figures import SeedFigures
@@ -23,6 +24,7 @@ def model_card(
     command: str,
     final: bool = False,
     seeds: SeedFigures | None = None,
+    folds: FoldFigures | None = None,
 ) -> str:
     """The card in Markdown. A `final` model was trained on the validation images too, and is scored on the test split alone."""
     channels, height, width = data.image_shape
@@ -54,7 +56,7 @@ It was found and trained by convsweep. It has {parameter_count(model):,} paramet
 |---|---|---|---|---|---|
 {rows}
 
-{_final_words(seeds) if final else _SEARCHED_WORDS} Hardest classes, by the share of their images that is recognised: {worst}.
+{_final_words(seeds) if final else _SEARCHED_WORDS}{_fold_words(final, folds)} Hardest classes, by the share of their images that is recognised: {worst}.
 
 The figures hold for images like those of {data.name}. On other images the model still answers with one of its classes.
 
@@ -106,6 +108,18 @@ score, as the model has seen those images."""
     return f"""{text}
 Over the seeds of this configuration the test split gives: {seeds}.{others} This is the model of seed {seeds.seed}, the one in
 the middle, so that it is not the best by luck."""
+
+
+def _fold_words(final: bool, folds: FoldFigures | None) -> str:
+    if folds is None:
+        return ""
+    whose = (
+        "whose weights these are not"
+        if final
+        else "of the first of which these are the weights; its held-out images are the validation split"
+    )
+    return f"""
+The configuration was scored by cross-validation: {folds} (95 % interval), from as many trainings, {whose}."""
 
 
 def _worst_classes(scores: Scores, classes: tuple[str, ...]) -> str:
