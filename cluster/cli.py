@@ -11,6 +11,7 @@ import typer
 
 from cluster import job_commands, model_commands, tables
 from cluster.config import KEYS, make_config, parse_duration, read_sweep_file
+from cluster.confirm_command import confirm
 from cluster.experiments import Experiments
 from cluster.options import (
     DATA_HELP,
@@ -69,6 +70,12 @@ def sweep(
     sampler: Annotated[str | None, typer.Option(help="tpe, random or grid. [default: tpe]")] = None,
     pruner: Annotated[str | None, typer.Option(help="halving, median or none. [default: halving]")] = None,
     metric: Metric = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Train each trial on that many folds and score it by their mean. [default: 1, a single split]"
+        ),
+    ] = None,
     set_: Set = None,
     seed: Seed = None,
     workers: Workers = None,
@@ -209,7 +216,7 @@ def show(
     tables.show_trial(model_commands.find_trial(record, trial), record.config.goal, as_json)
 
 
-for command in (model_commands.train, model_commands.export, model_commands.predict, model_commands.doctor):
+for command in (model_commands.train, confirm, model_commands.export, model_commands.predict, model_commands.doctor):
     app.command()(command)
 
 

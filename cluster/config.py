@@ -18,6 +18,7 @@ from cluster.recipes import RECIPES, UNMIRRORED
 from cluster.space import Space
 from cluster.yaml_values import read_yaml
 from trainer.data import DataConfig
+from trainer.fold_scores import MOST_FOLDS
 from trainer.hyperparameters import TrialConfig, flatten, nearest, unflatten
 from trainer.measuring import ACCURACY, METRICS, Metric
 from trainer.named_data import NAMES
@@ -39,6 +40,7 @@ class SweepConfig:
     each of which says what is other than in the preset. `trials` is None only with a `time_budget`: as many as fit into it.
     A trial whose processes die is begun again up to `max_retries` times, one without an epoch within `epoch_timeout` seconds fails.
     `warm_start_from` names a sweep whose trials the sampler learns from, `metric` what makes one trial better than another.
+    With `folds` above 1 a trial is trained once for each fold, and its value is the mean of theirs.
     """
 
     name: str
@@ -58,6 +60,7 @@ class SweepConfig:
     epoch_timeout: float | None = None
     warm_start_from: str | None = None
     metric: str = ACCURACY.name
+    folds: int = 1
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -72,6 +75,10 @@ class SweepConfig:
             seconds = getattr(self, name)
             if seconds is not None and seconds <= 0:
                 raise ValueError(f"{name} must be longer than 0 s, but got {seconds:g} s.")
+        if not 1 <= self.folds <= MOST_FOLDS:
+            raise ValueError(
+                f"folds must be 1, which is a single validation split, to {MOST_FOLDS}, but got {self.folds}."
+            )
         if self.max_retries < 0:
             raise ValueError(f"max_retries must be at least 0, but got {self.max_retries}.")
         if self.warm_start_from is not None and self.sampler == "grid":
@@ -250,6 +257,10 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
         given["trials"] = None
     if "data" not in given:
         raise ValueError(f"A sweep needs data: {', '.join(NAMES)}, or a folder of images.")
+    if given.get("folds", 1) > 1 and "validation_fraction" in given:
+        raise ValueError(
+            "With folds every image is held out once, and none for good: leave out validation_fraction, or folds."
+        )
     data = DataConfig(**{_DATA_KEYS[key]: given[key] for key in _DATA_KEYS if key in given})
     data.check()
     shape = GroupShape(**{key: given[key] for key in _SHAPE_KEYS if key in given})
@@ -262,7 +273,7 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("trials", "epochs", "seed", "keep_checkpoints", "max_retries"), (int,)),
-    **dict.fromkeys(("workers", "groups", "image_size"), (int,)),
+    **dict.fromkeys(("workers", "groups", "image_size", "folds"), (int,)),
     **dict.fromkeys(("cpus_per_worker", "gpus_per_worker", "validation_fraction"), (int, float)),
     **dict.fromkeys(("name", "data", "data_root", "cache", "sampler", "pruner", "preset", "warm_start_from"), (str,)),
     "metric": (str,),

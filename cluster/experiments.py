@@ -76,6 +76,14 @@ class Experiments:
         """A sweep's checkpoints."""
         return CheckpointStore(self.checkpoints_uri(sweep))
 
+    def confirmed(self, sweep: str) -> CheckpointStore:
+        """The final models of a sweep that was confirmed: beside its checkpoints, in a folder of their own."""
+        return CheckpointStore(self._stored(f"{sweep}/checkpoints/confirm"))
+
+    def winner(self, sweep: str) -> CheckpointStore:
+        """The model of a cross-validated sweep's best configuration, trained on everything, under the best trial's number."""
+        return CheckpointStore(self._stored(f"{sweep}/checkpoints/winner"))
+
     def bundle(self, sweep: str, trial: int) -> Path:
         """Where the dashboard exports a trial to: always on this machine."""
         return self.folder.absolute() / sweep / "bundles" / f"trial-{trial:05d}"

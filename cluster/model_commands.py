@@ -33,6 +33,7 @@ from cluster.options import (
     default_root,
 )
 from cluster.plan import GroupShape
+from cluster.preference import preference
 from cluster.progress import say_skipped
 from cluster.record import SweepRecord, TrialRecord
 from cluster.studies import Studies
@@ -137,7 +138,9 @@ def train(
 
 def export(
     name: str,
-    trial: Annotated[str, typer.Option(help="A trial's number, or best.")] = "best",
+    trial: Annotated[
+        str, typer.Option(help="A trial's number, or best: what `confirm` recommends, if it ran.")
+    ] = "best",
     to: Annotated[Path | None, typer.Option(help="The folder. [default: bundles/NAME-TRIAL]")] = None,
     samples: Annotated[
         int, typer.Option(help="Also write this many test images into samples/, to try the bundle with.")
@@ -149,26 +152,32 @@ def export(
     storage_path: StoragePath = None,
     as_json: Json = False,
 ) -> None:
-    """Export a trial's model as a bundle: a folder that classifies images without convsweep."""
+    """Export a trial's model as a bundle: a folder that classifies images without convsweep.
+
+    Of a sweep that was confirmed, unless --trial says a number, it is the final model of the recommended configuration.
+    """
     if samples < 0:
         raise ValueError(f"--samples must be at least 0, but got {samples}.")
     where = Experiments(experiments, study_storage, storage_path)
     sweep_record = Studies(where).read(name)
-    record = find_trial(sweep_record, trial)
-    from cluster.export import export_trial
+    preferred = preference(sweep_record) if trial == "best" else None
+    record = find_trial(sweep_record, trial) if preferred is None else sweep_record.trial(preferred.choice.trial)
+    if preferred is not None:
+        typer.echo(preferred.reason, err=True)
+    from cluster.export import export_final, export_trial
 
     folder = to or Path("bundles") / f"{name}-{record.number}"
     with tables.decoding() as on_progress, tables.working(f"exporting trial {record.number} to {folder}"):
-        exported = export_trial(
-            where,
-            sweep_record,
-            record,
-            folder,
-            data_root=data_root,
-            cache=cache,
-            samples=samples,
-            on_progress=on_progress,
-        )
+        more: dict[str, Any] = {
+            "data_root": data_root,
+            "cache": cache,
+            "samples": samples,
+            "on_progress": on_progress,
+        }
+        if preferred is None:
+            exported = export_trial(where, sweep_record, record, folder, **more)
+        else:
+            exported = export_final(where, sweep_record, preferred, folder, **more)
     tables.show_export(exported, as_json)
 
 

@@ -66,7 +66,7 @@ class Progress:
         if not self._console.is_terminal and time.time() - self._last_line > SILENT_SECONDS:
             last = trial.epochs[-1]
             score = f"{self._config.goal.value_of(last):.4f}"
-            self._print(f"trial {trial.number}: epoch {last.epoch}/{self._config.epochs}  {score}")
+            self._print(f"trial {trial.number}: epoch {last.epoch}/{self._planned}  {score}")
 
     def begun_again(self, trial: RunningTrial) -> None:
         """Say so, on a terminal above the live display."""
@@ -88,6 +88,11 @@ class Progress:
             self._print(
                 f"[{self._done}{total}] trial {trial.number} {state}{score} after {len(trial.epochs)} epochs{why}{best}{self._left()}"
             )
+
+    @property
+    def _planned(self) -> int:
+        """How many epochs a trial has at most, over all its folds."""
+        return self._config.epochs * self._config.folds
 
     @property
     def _done(self) -> int:
@@ -152,7 +157,7 @@ class Progress:
             score = "starting" if trial.last_value is None else f"{trial.last_value:.4f}"
             running.add_row(
                 f"trial {number}",
-                f"epoch {done}/{self._config.epochs}",
+                f"epoch {done}/{self._planned}",
                 score,
                 Text(in_short(flatten(trial.config)), style="dim"),
             )

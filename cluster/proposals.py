@@ -9,6 +9,7 @@ been another, or the trial another sweep's.
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Iterable, Mapping
 
 import optuna
@@ -18,6 +19,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from cluster.config import SweepConfig
 from cluster.space import Space
 from trainer.domains import Value
+from trainer.fold_scores import best_by_fold
 from trainer.hyperparameters import TrialConfig
 from trainer.measuring import Metric
 
@@ -101,14 +103,24 @@ def valued_by(goal: Metric, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The trials of a sweep with another metric, valued by this one; without those that were recorded without it."""
     found = []
     for trial in trials:
-        values = trial.user_attrs.get("history", {}).get(goal.field, ())
+        values, is_by_fold = _reported(trial, goal), "fold_values" in trial.user_attrs
         if values or INFEASIBLE in trial.constraints:
             other = copy.copy(trial)
             other.intermediate_values = dict(enumerate(values, 1))
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-                other.value = goal.best(values) if trial.state == TrialState.COMPLETE else values[-1]
+                is_best = trial.state == TrialState.COMPLETE and not is_by_fold
+                other.value = goal.best(values) if is_best else values[-1]
             found.append(other)
     return found
+
+
+def _reported(trial: FrozenTrial, goal: Metric) -> list[float]:
+    """What the trial would have reported by this metric: a value per epoch, or for each fold the mean of those so far."""
+    history, folds = trial.user_attrs.get("history", {}), trial.user_attrs.get("fold_values")
+    if folds is None:
+        return [*history.get(goal.field, ())]
+    ended = best_by_fold(history, goal)[: len(folds)]
+    return [statistics.fmean(ended[:count]) for count in range(1, len(ended) + 1)]
 
 
 def _teaches(trial: FrozenTrial) -> bool:

@@ -20,6 +20,7 @@ from optuna.storages._rdb import models  # the tables; tests/test_reading.py com
 from optuna.trial import TrialState
 
 from cluster.config import SweepConfig
+from cluster.confirmed import FinalScore
 from cluster.lease import KEY as LEASE
 from cluster.lease import Holder
 from cluster.notes import noted_trials, read_note
@@ -67,6 +68,7 @@ class StudyReader:
                 trials=self._last.trials if self._last and not changed else rank(known, config.goal),
                 notes=_notes(system, self._trials),
                 storage_path=attributes.get("storage_path"),
+                confirmed=tuple(FinalScore(**score) for score in attributes.get("confirmed", ())),
             )
             if record != self._last:
                 self._last = record
@@ -147,6 +149,7 @@ def _record(
         begun=begun and begun.replace(tzinfo=UTC),
         ended=ended and ended.replace(tzinfo=UTC),
         id=trial_id,
+        fold_values=tuple(found.get("fold_values", ())),
     )
 
 

@@ -13,7 +13,9 @@ from functools import cached_property
 from typing import Any
 
 from cluster.config import SweepConfig
+from cluster.confirmed import FinalScore
 from trainer.domains import Value
+from trainer.fold_scores import interval
 from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics, epochs_of
 
@@ -25,6 +27,8 @@ STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 @dataclass(frozen=True)
 class TrialRecord:
     """One trial as the database has it. `value` is that of its best epoch by the sweep's metric (of a pruned one, its last).
+
+    Of a cross-validated one it is the mean of the `fold_values`, each that of the best epoch of a fold that is over.
 
     `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
     and `group_began` when (seconds since 1970, by that group's clock). `log` is the file (host:path) that has more about its
@@ -46,6 +50,7 @@ class TrialRecord:
     begun: datetime | None = None
     ended: datetime | None = None
     id: int | None = None
+    fold_values: tuple[float, ...] = ()
 
     @property
     def epochs_done(self) -> int:
@@ -67,6 +72,8 @@ class TrialRecord:
             "train_seconds": round(self.train_seconds, 3),
             "parameters": self.parameters,
             "preset": self.preset,
+            "folds": list(self.fold_values),
+            "interval": interval(self.fold_values),
             "config": self.config,
         }
 
@@ -92,7 +99,8 @@ class SweepRecord:
 
     `state` is NEW, RUNNING, FINISHED, INTERRUPTED or FAILED, `image_shape` (C, H, W) of every image; `runs` are the times at
     which it ran (a resumed sweep has several), `storage_path` where its checkpoints are if not in the experiments folder, `notes`
-    what people wrote: under None to the sweep, under a number to a trial. `stamp` is this process's own number of the record.
+    what people wrote: under None to the sweep, under a number to a trial, `confirmed` what `convsweep confirm` has found on the test
+    split. `stamp` is this process's own number of the record.
     """
 
     name: str
@@ -104,6 +112,7 @@ class SweepRecord:
     trials: tuple[TrialRecord, ...]
     notes: Mapping[int | None, str] = field(default_factory=dict)
     storage_path: str | None = None
+    confirmed: tuple[FinalScore, ...] = ()
     stamp: int = field(default_factory=itertools.count().__next__, compare=False)
 
     @property

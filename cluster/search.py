@@ -118,6 +118,7 @@ class Trials:
             self._config.max_retries,
             self._config.epoch_timeout,
             self._config.metric,
+            folds=self._config.folds,
         )
         self._mailbox.post.remote(assignment)
         return True
@@ -151,7 +152,7 @@ class Trials:
         if report.metrics is not None:
             if trial.begin(report.parameters, report.group, report.begun_at - report.earlier):
                 self._tell(lambda watcher: watcher.begun_again(trial))
-            is_new = trial.report(report.metrics, report.seconds)
+            is_new = trial.report(report.metrics, report.seconds, report.ends_fold)
         if self._first_report:
             self._study.note_startup(report.begun_at - self._begun)
             self._first_report = False
@@ -162,7 +163,7 @@ class Trials:
             self._end(tune_id, "FAIL", lambda: trial.fail(error, report.log, report.kind))
         elif report.done:
             self._end(tune_id, "COMPLETE", trial.complete)
-        elif is_new and trial.should_prune():
+        elif is_new and (self._config.folds == 1 or report.ends_fold) and trial.should_prune():
             self._mailbox.stop.remote(trial.number)
             self._end(tune_id, "PRUNED", trial.prune)
         return tune_id in self._running

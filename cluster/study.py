@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -17,6 +18,7 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.trial import FrozenTrial, TrialState
 
 from cluster.config import MAX_GRID, SweepConfig
+from cluster.confirmed import FinalScore
 from cluster.lease import Lease
 from cluster.notes import write_note
 from cluster.proposals import INFEASIBLE, Proposals, valued_by
@@ -172,6 +174,10 @@ class SweepStudy:
             ended = max(ended, runs[-1]["begun"])
             self._study.set_user_attr("runs", [*runs[:-1], {**runs[-1], "ended": ended}])
 
+    def save_confirmed(self, scores: Sequence[FinalScore]) -> None:
+        """Record the scores on the test split, in place of all before. Whoever holds the lease writes them."""
+        self._study.set_user_attr("confirmed", [score.to_json() for score in scores])
+
     def seconds_run(self) -> float:
         """How long the sweep has been run so far."""
         return wall_seconds(self._study.user_attrs.get("runs", []))
@@ -261,6 +267,7 @@ class RunningTrial:
         self.number, self.config, self._proposals, self._goal = number, config, proposals, goal
         self.was_begun = known is not None
         self.epochs = epochs_of(known.user_attrs.get("history", {})) if known else []
+        self.fold_values: list[float] = list(known.user_attrs.get("fold_values", ())) if known else []
         self._taken: tuple[str, float] | None = None
         self._unwritten: dict[str, Any] = {}
         self._fits = True
@@ -277,24 +284,39 @@ class RunningTrial:
         self._unwritten |= {"parameters": parameters, "group": group, "group_began": group_began}
         return before is not None
 
-    def report(self, metrics: EpochMetrics, train_seconds: float) -> bool:
-        """Record an epoch; whether it is new. One that is trained again after a loss takes the place of the epochs from there on."""
+    def report(self, metrics: EpochMetrics, train_seconds: float, ends_fold: bool = False) -> bool:
+        """Record an epoch; whether it is new. One that is trained again after a loss takes the place of the epochs from there on.
+
+        Of a cross-validated trial Optuna gets the mean of the folds so far, with their number, whenever one ends.
+        """
         if self.epochs[metrics.epoch - 1 : metrics.epoch] == [metrics]:
             return False
         self.epochs[metrics.epoch - 1 :] = [metrics]
         self._unwritten |= {"history": history(self.epochs), "train_seconds": train_seconds}
-        report(self._engine, self._id, metrics.epoch, self._goal.value_of(metrics), self._unwritten)
+        values = {metrics.epoch: self._goal.value_of(metrics)}
+        if metrics.fold:
+            values = self._note_fold(metrics.fold, ends_fold)
+        report(self._engine, self._id, values, self._unwritten)
         self._unwritten = {}
         return True
 
+    def _note_fold(self, fold: int, is_over: bool) -> dict[int, float]:
+        """The values of the folds before this one stay, and its own is added when it is over; what Optuna gets to know."""
+        best = self._goal.best_of(e for e in self.epochs if e.fold == fold)
+        self.fold_values = [*self.fold_values[: fold - 1], *([best] if is_over and best is not None else [])]
+        self._unwritten["fold_values"] = self.fold_values
+        return {fold: statistics.fmean(self.fold_values)} if is_over else {}
+
     @property
     def best_value(self) -> float | None:
-        """That of its best epoch so far by the sweep's metric."""
-        return self._goal.best_of(self.epochs)
+        """That of its best epoch so far by the sweep's metric; once a fold has ended, the mean of those that have."""
+        return statistics.fmean(self.fold_values) if self.fold_values else self._goal.best_of(self.epochs)
 
     @property
     def last_value(self) -> float | None:
-        """That of its last epoch so far."""
+        """That of its last epoch so far; once a fold has ended, the mean of those that have."""
+        if self.fold_values:
+            return statistics.fmean(self.fold_values)
         return self._goal.value_of(self.epochs[-1]) if self.epochs else None
 
     def should_prune(self) -> bool:
@@ -302,7 +324,7 @@ class RunningTrial:
         return not self._keep and self._study.pruner.prune(self._study, self._study._storage.get_trial(self._id))
 
     def complete(self) -> None:
-        """It ran to its end; its value is that of its best epoch, whose weights were kept."""
+        """It ran to its end; its value is that of its best epoch, whose weights were kept, or the mean of its folds."""
         self._end(TrialState.COMPLETE, self.best_value)
 
     def prune(self) -> None:
@@ -324,13 +346,25 @@ class RunningTrial:
 
     def _end(self, state: TrialState, value: float | None = None) -> None:
         end_trial(self._engine, self._id, state, value, self._unwritten)
-        self._proposals.ended(self.number, state, value, len(self.epochs), self._fits)
+        self._proposals.ended(self.number, state, value, len(self.fold_values) or len(self.epochs), self._fits)
 
 
 def _pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
+    if config.folds > 1:
+        return _fold_pruner(config.pruner)
     first = max(1, config.epochs // 4)  # before that, a learning rate that is still rising says little about a network
     if config.pruner == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first)
     if config.pruner == "none":
         return optuna.pruners.NopPruner()
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
+
+
+def _fold_pruner(name: str) -> optuna.pruners.BasePruner:
+    """For trials whose steps are folds: the first one says enough about a network to be pruned for it."""
+    if name == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=5)
+    if name == "none":
+        return optuna.pruners.NopPruner()
+    # Halves after 1, 2, 4 and 8 folds; thirds would have one rung alone in five folds, and that by a single fold.
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)

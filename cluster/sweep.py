@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -17,14 +13,17 @@ import sqlalchemy
 from cluster.config import SweepConfig
 from cluster.connection import Cluster, connect
 from cluster.experiments import Experiments
+from cluster.interruption import Stop, interruptible
 from cluster.lease import Lease
 from cluster.plan import Plan
 from cluster.progress import Progress, say_skipped
 from cluster.record import SweepRecord
 from cluster.studies import Studies
 from cluster.study import RunningTrial, SweepStudy
+from cluster.winner import lacks_winner, train_winner
 from trainer.checkpoint import CheckpointStore
 from trainer.data import OnProgress, load_data
+from trainer.folds import check_folds
 
 HOPELESS_AFTER = 10
 """So many trials that all fail are taken for a mistake in the sweep rather than in the trials."""
@@ -48,12 +47,13 @@ def start(
     experiments.check()
     data = load_data(config.data, on_progress)
     say_skipped(data.skipped)
+    check_folds(data, config.folds)
     with connect(address) as cluster:
         plan = cluster.plan(config.shape, config.trials or 1_000_000)
-        study, stop = Studies(experiments, create=True).create(config, data.classes, data.image_shape), _Stop()
+        study, stop = Studies(experiments, create=True).create(config, data.classes, data.image_shape), Stop()
         with (
             study.lease(takeover=False, on_lost=stop.because) as lease,
-            _interruptible(stop.event),
+            interruptible(stop.event),
             _database_may_go(config.name),
         ):
             return _run(study, lease, stop, config, cluster, plan, experiments)
@@ -121,16 +121,18 @@ def _go_on(
     on_progress: OnProgress | None,
     takeover: bool,
 ) -> Outcome:
-    study, stop = Studies(experiments).open(name), _Stop()
+    study, stop = Studies(experiments).open(name), Stop()
     with study.lease(takeover, on_lost=stop.because) as lease:
         if lease.before is not None:
             study.close_lost_run(ended=lease.before.beat)
         config, experiments = how(study), experiments.of(study.read().storage_path)
+        if _is_done(study, config) and lacks_winner(study.read(), experiments):
+            load_data(config.data, on_progress)
+            with connect(address) as cluster, interruptible(stop.event), _database_may_go(config.name):
+                return _run_winner(study, lease, stop, config, cluster, experiments)
         if _is_done(study, config):
             if study.state != "FINISHED":  # whoever ran it was killed after its last trial
-                study.end_run("FINISHED")
-                _CheckpointKeeper(experiments.checkpoints(name), config.keep_checkpoints, study).tidy(study)
-                experiments.remove_ray_files(name)
+                _end_run(study, "FINISHED", _keeper(study, config, experiments), experiments)
             return Outcome(study.read(), "FINISHED", "There is nothing left to do.")
         load_data(config.data, on_progress)
         with connect(address) as cluster:
@@ -138,7 +140,7 @@ def _go_on(
             study.save_config(config)  # not before: what is refused leaves the record as it is
             if config.sampler == "grid":
                 study.enqueue_grid(config)
-            with _interruptible(stop.event), _database_may_go(config.name):
+            with interruptible(stop.event), _database_may_go(config.name):
                 return _run(study, lease, stop, config, cluster, plan, experiments)
 
 
@@ -148,23 +150,10 @@ def _is_done(study: SweepStudy, config: SweepConfig) -> bool:
     return has_all or (study.state == "FINISHED" and config == study.config)
 
 
-class _Stop:
-    """Whether a run is to stop before its end, and if something is to be said about it, why."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.reason: str | None = None
-
-    def because(self, reason: str) -> None:
-        """Stop, for this reason."""
-        self.reason = reason
-        self.event.set()
-
-
 def _run(
     study: SweepStudy,
     lease: Lease,
-    stop: _Stop,
+    stop: Stop,
     config: SweepConfig,
     cluster: Cluster,
     plan: Plan,
@@ -177,7 +166,7 @@ def _run(
     from cluster.search import StudyScheduler, StudySearcher, SweepStopper, Trials, Watcher
     from cluster.worker_group import TrialReader, WorkerGroups
 
-    keeper = _CheckpointKeeper(experiments.checkpoints(config.name), config.keep_checkpoints, study)
+    keeper = _keeper(study, config, experiments)
     hopeless = _Hopeless()
     progress = Progress(config, plan, study)
     watchers: list[Watcher] = [keeper, hopeless, progress]
@@ -199,8 +188,8 @@ def _run(
 
     # One byte: a CPU of the actor that Tune sees would be missing to the ranks. Here: no node that goes takes it along.
     reader = tune.PlacementGroupFactory([{"memory": 1.0}], bundle_label_selector=[this_node()])
-    with progress:
-        try:
+    try:
+        with progress:
             tuner = tune.Tuner(
                 # Not in the configurations: Tune copies those several times, and a handle takes 50 kB.
                 tune.with_resources(tune.with_parameters(TrialReader, mailbox=mailbox), reader),
@@ -224,17 +213,47 @@ def _run(
                 groups.wait_until_up(trials.should_stop)
                 if not trials.should_stop():
                     tuner.fit()
-            reason = hopeless.reason or trials.broken
-            state = "FAILED" if reason else "INTERRUPTED" if trials.left() else "FINISHED"
-        except Exception:
-            state = "FAILED"
-            raise
-        finally:
-            if lease.is_mine:  # else the trials are those of whoever has it
-                study.end_run(state)
-                keeper.tidy(study)
-                experiments.remove_ray_files(config.name)
+        reason = hopeless.reason or trials.broken
+        state = "FAILED" if reason else "INTERRUPTED" if trials.left() else "FINISHED"
+        if state == "FINISHED" and config.folds > 1:
+            state, reason = _crown(study, config, cluster, experiments, stop)
+    except Exception:
+        state = "FAILED"
+        raise
+    finally:
+        if lease.is_mine:  # else the trials are those of whoever has it
+            _end_run(study, state, keeper, experiments)
     return Outcome(study.read(), state, reason or stop.reason)
+
+
+def _end_run(study: SweepStudy, state: str, keeper: _CheckpointKeeper, experiments: Experiments) -> None:
+    study.end_run(state)
+    keeper.tidy(study)
+    experiments.remove_ray_files(study.name)
+
+
+def _run_winner(
+    study: SweepStudy, lease: Lease, stop: Stop, config: SweepConfig, cluster: Cluster, experiments: Experiments
+) -> Outcome:
+    """A run of a sweep that has all its trials, but not yet the best configuration trained on everything."""
+    state = "FAILED"
+    study.begin_run(config, study.read().timing.groups)
+    try:
+        state, reason = _crown(study, config, cluster, experiments, stop)
+    finally:
+        if lease.is_mine:
+            _end_run(study, state, _keeper(study, config, experiments), experiments)
+    return Outcome(study.read(), state, reason or stop.reason)
+
+
+def _crown(
+    study: SweepStudy, config: SweepConfig, cluster: Cluster, experiments: Experiments, stop: Stop
+) -> tuple[str, str | None]:
+    """What the sweep still needs once its trials are over; its state then, and why if that is FAILED."""
+    failure = train_winner(study.read(), config, cluster, experiments, stop.event.is_set)
+    if failure:
+        return "FAILED", failure
+    return ("INTERRUPTED" if lacks_winner(study.read(), experiments) else "FINISHED"), None
 
 
 @contextlib.contextmanager
@@ -248,27 +267,6 @@ def _database_may_go(sweep: str) -> Iterator[None]:
             f"The study database cannot be used any more: {cause}. What it has is safe; when it is back, go on with "
             f"`convsweep resume {sweep}`."
         ) from error
-
-
-@contextlib.contextmanager
-def _interruptible(event: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) sets the event; a second Ctrl-C interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        event.set()
-        # Not by sys.stderr: the signal may have come in the middle of a write to it.
-        os.write(2, b"\nStopping: what is finished is kept. A second Ctrl-C stops at once.\n")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before: Mapping[int, Any] = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _CheckpointKeeper:
@@ -305,6 +303,10 @@ class _CheckpointKeeper:
         """Once the groups are gone: a group may have saved a trial again after it was given up."""
         waiting = {t.number for t in study.read().trials if t.state == "WAITING"}
         self._store.remove(self._store.surplus(set(self._values), waiting))
+
+
+def _keeper(study: SweepStudy, config: SweepConfig, experiments: Experiments) -> _CheckpointKeeper:
+    return _CheckpointKeeper(experiments.checkpoints(config.name), config.keep_checkpoints, study)
 
 
 class _Hopeless:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cluster.confirmed import compare_confirmed
 from cluster.record import SweepRecord, SweepSummary, TrialRecord
 from trainer.data import OnProgress
+from trainer.fold_scores import numbered_by_fold, with_margin
 from trainer.hyperparameters import in_short, parameter
 from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics
@@ -149,7 +152,7 @@ def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
             str(place),
             str(trial.number),
             trial.state,
-            _score(trial.value),
+            _value(trial),
             str(trial.epochs_done),
             f"{trial.train_seconds:.1f}",
             parameters,
@@ -169,7 +172,9 @@ def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
         return
     out = _output()
     preset = f", preset {trial.preset}" if trial.preset else ""
-    out.print(f"trial {trial.number}: {trial.state}, {goal.label} {_score(trial.value) or '-'}{preset}")
+    out.print(f"trial {trial.number}: {trial.state}, {goal.label} {_value(trial) or '-'}{preset}")
+    if trial.fold_values:
+        out.print(f"of {len(trial.fold_values)} folds: {'  '.join(map(_score, trial.fold_values))}", soft_wrap=True)
     if trial.error:
         out.print(trial.error, style="red", markup=False)
     if trial.log:
@@ -180,11 +185,12 @@ def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
     out.print(table)
     own = [] if goal.field in _SHOWN else [goal]
     heads = ("train loss", "val loss", "val accuracy", *(f"val {g.label}" for g in own), "learning rate")
-    epochs = Table("epoch", *heads, "images/s", "seconds", box=None)
-    for e in trial.epochs:
+    folds = "fold" in trial.history
+    epochs = Table(*["fold"] * folds, "epoch", *heads, "images/s", "seconds", box=None)
+    for e, number in zip(trial.epochs, numbered_by_fold(trial.history), strict=True):
         scores = (e.train_loss, e.val_loss, e.val_accuracy, *(g.value_of(e) for g in own))
-        numbers = (*(f"{score:.4f}" for score in scores), f"{e.learning_rate:.2g}")
-        epochs.add_row(str(e.epoch), *numbers, f"{e.images_per_second:,.0f}", f"{e.seconds:.2f}")
+        numbers = (*[str(e.fold)] * folds, str(number), *(f"{score:.4f}" for score in scores), f"{e.learning_rate:.2g}")
+        epochs.add_row(*numbers, f"{e.images_per_second:,.0f}", f"{e.seconds:.2f}")
     out.print(epochs)
 
 
@@ -225,16 +231,62 @@ def _next_steps(name: str, option: str) -> str:
     return f"Export the best model: convsweep export {name}{option}\nBrowse the trials:     convsweep dashboard{option}"
 
 
+def show_confirmed(sweep: SweepRecord, failures: Mapping[str, str], as_json: bool) -> None:
+    """What `confirm` has recorded of a sweep, the best mean first, and which final trainings failed now, why."""
+    comparison = compare_confirmed(sweep)
+    for title, cause in failures.items():
+        _errors().print(f"{title} failed: {cause.splitlines()[0]}", markup=False, soft_wrap=True)
+    if as_json:
+        _print_json({"sweep": sweep.name, "failures": dict(failures)} | comparison.to_json())
+        return
+    if not comparison.configurations:
+        _output().print("Nothing is confirmed yet.")
+        return
+    names = (
+        "trial",
+        "parameters",
+        "n",
+        f"mean {comparison.metric}",
+        "deviation",
+        "95 % interval",
+        "tied",
+        "configuration",
+    )
+    table = Table("", *names, box=None, padding=(0, 1))
+    for c in comparison.configurations:
+        table.add_row(
+            "*" if c is comparison.recommended else "",
+            str(c.trial),
+            f"{c.parameters:,}" if c.parameters else "",
+            str(c.n),
+            _score(c.mean),
+            _score(c.deviation),
+            "{:.4f} to {:.4f}".format(*c.interval) if c.interval else "",
+            {True: "yes", False: "no", None: "?"}[c.tied],
+            in_short(sweep.trial(c.trial).config),
+        )
+    out = _output()
+    out.print(table)
+    out.print(comparison.in_words(), markup=False, soft_wrap=True)
+    out.print(f"Export its model of the middle seed: convsweep export {sweep.name}", markup=False, soft_wrap=True)
+
+
 def show_export(exported: Exported, as_json: bool) -> None:
     """The result of `export`."""
     folder, difference, scores = exported.folder, exported.difference, exported.scores
     if as_json:
         accuracies = {f"{split}_accuracy": s.accuracy for split, s in scores.items()}
+        seeds = {"seeds": asdict(exported.seeds)} if exported.seeds else {}
+        seeds |= {"folds": exported.folds.to_json()} if exported.folds else {}
         _print_json(
-            {"bundle": str(folder), "formats": ["pt2", "safetensors"], "max_difference": difference} | accuracies
+            {"bundle": str(folder), "formats": ["pt2", "safetensors"], "max_difference": difference}
+            | accuracies
+            | seeds
         )
         return
     accuracy = ", ".join(f"{split} accuracy {s.accuracy:.4f}" for split, s in scores.items())
+    if exported.folds and "validation" not in scores:
+        accuracy = ", ".join([f"cross-validated {exported.folds}", *([accuracy] if accuracy else [])])
     _output().print(
         f"{folder}: {accuracy}; written and live model agree within {difference:.1g}.\n"
         f"Classify images with it: convsweep predict {folder} IMAGE...",
@@ -301,6 +353,11 @@ def show_predictions(predictions: Sequence[Prediction], as_json: bool) -> None:
     for p in predictions:
         others = "  ".join(f"{label} {probability:.3f}" for label, probability in p.top[1:])
         _output().print(f"{p.path}: {p.top[0][0]} {p.top[0][1]:.3f}   [{others}]", markup=False, soft_wrap=True)
+
+
+def _value(trial: TrialRecord) -> str:
+    """With its margin, where it is the mean of several folds."""
+    return "" if trial.value is None else with_margin(trial.value, trial.fold_values)
 
 
 def _score(value: float | None) -> str:

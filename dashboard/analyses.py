@@ -27,6 +27,7 @@ from dashboard import trial_tables
 from trainer.analysis import Analysis, analyse
 from trainer.attention import grad_cam
 from trainer.data import DataConfig, load_data, needs_download
+from trainer.folds import first_fold
 from trainer.hyperparameters import unflatten
 from trainer.layers import Layer, describe_layers
 from trainer.named_data import NAMES
@@ -163,7 +164,9 @@ def _analyse(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord, o
     if missing is not None:
         raise ValueError(missing)
     checkpoint = _weights(experiments, sweep, trial)
-    data = load_data(data_config(sweep), lambda what, done, total: on_progress(what, done / max(1, total)))
+    config = data_config(sweep)
+    data = load_data(config, lambda what, done, total: on_progress(what, done / max(1, total)))
+    data = first_fold(data, config, sweep.config.folds)  # whose weights these are
     model = rebuild(checkpoint, data)
     found = analyse(model, data, lambda done, total: on_progress(f"Classifying {total:,} images", done / total))
     kept = experiments.checkpoints(sweep.name).save_analysis(trial.number, found.to_bytes(), epoch=checkpoint.epoch)

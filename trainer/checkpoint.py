@@ -81,6 +81,13 @@ class CheckpointStore:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"The checkpoint {self._path(trial)!r} is damaged ({reason}).") from error
 
+    def configuration(self, trial: int) -> TrialConfig | None:
+        """That of the trial's checkpoint, without its weights being read; None when there is no whole one."""
+        try:
+            return unflatten(json.loads(self._read_header(trial)["config"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            return None
+
     def save_state(self, trial: int, content: bytes) -> None:
         """Write the state that the trial's training goes on from, in place of its last one. Raises OSError."""
         self._write(self._state_path(trial), content)
@@ -111,9 +118,7 @@ class CheckpointStore:
         better weights while the last ones are analysed. Raises OSError when the storage cannot be written.
         """
         try:
-            with self._files.open_input_stream(self._path(trial)) as stream:
-                length = stream.read(8)
-                present = int(_header(length + stream.read(int.from_bytes(length, "little")))["epoch"])
+            present = int(self._read_header(trial)["epoch"])
         except FileNotFoundError:
             return False
         if epoch not in (None, present):
@@ -160,6 +165,11 @@ class CheckpointStore:
         """Remove these of the files that `surplus` gave."""
         for path in files:
             self._remove(path)
+
+    def _read_header(self, trial: int) -> Mapping[str, Any]:
+        with self._files.open_input_stream(self._path(trial)) as stream:
+            length = stream.read(8)
+            return _header(length + stream.read(int.from_bytes(length, "little")))
 
     def _listed(self) -> list[fs.FileInfo]:
         return list(self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True)))

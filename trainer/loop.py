@@ -53,7 +53,7 @@ def train(
     model: Classifier,
     config: TrialConfig,
     training: ImageTensors,
-    validation: ImageTensors,
+    validation: ImageTensors | None,
     *,
     optimizers: Sequence[torch.optim.Optimizer] | None = None,
     position: Position | None = None,
@@ -67,7 +67,8 @@ def train(
     initialised process group; batch size and losses are those of all ranks together. Equal seeds give equal losses, on
     a CPU bit for bit, also to a training that goes on from a `position` with the weights and the `optimizers` (those of
     `build_optimizers`) that it had there: what a step draws depends on the seed and its number alone. The position is kept
-    up to date, also when the training ends early. Raises NotFiniteError when the loss of an epoch is not finite.
+    up to date, also when the training ends early. Without a validation split nothing is scored: see EpochMetrics. Raises
+    NotFiniteError when the loss of an epoch is not finite.
     """
     device = training.device
     network: nn.Module = DistributedDataParallel(model) if world_size > 1 else model
@@ -108,7 +109,9 @@ def train(
         trained = _synchronized_clock(device)
         _share_statistics(model, world_size)
         evaluated = time.perf_counter()
-        scores = score(model, validation, plain_loss, config.training, rank, world_size)
+        scores, held_out = EpochScores(0.0, 0.0, 0.0, 0.0), 0 if validation is None else len(validation)
+        if validation is not None:
+            scores = score(model, validation, plain_loss, config.training, rank, world_size)
         evaluation = time.perf_counter() - evaluated
         train_loss = _sum_over_ranks(total / (steps * world_size), world_size).item()
         if not (torch.isfinite(torch.tensor([train_loss, scores.loss])).all()):
@@ -125,7 +128,7 @@ def train(
             learning_rate=rate,
             images_per_second=(steps - skipped) * batch_size / (trained - started),
             seconds=before + time.perf_counter() - started,
-            latency=1000 * evaluation * world_size / len(validation),
+            latency=1000 * evaluation * world_size / held_out if held_out else 0.0,
             macro_f1=scores.macro_f1,
             balanced_accuracy=scores.balanced_accuracy,
         )

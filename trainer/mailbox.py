@@ -26,7 +26,9 @@ class Assignment:
 
     `begun` says that it has been trained before: it goes on from the state that is there. After the death of its processes it is
     begun again up to `max_retries` times, by whichever group is free; that a node was taken away with notice does not count. It
-    has failed when no epoch ends within `epoch_timeout` seconds. Its best epoch is that by `metric`.
+    has failed when no epoch ends within `epoch_timeout` seconds. Its best epoch is that by `metric`. A `final` one is trained on
+    training and validation images together, and keeps the weights of its last epoch, with the value 0: there is nothing to score
+    an epoch on. With more than one of `folds` it is trained once for each of them, and keeps the best epoch of the first.
     """
 
     trial: int
@@ -37,6 +39,13 @@ class Assignment:
     max_retries: int = 2
     epoch_timeout: float | None = None
     metric: str = "accuracy"
+    final: bool = False
+    folds: int = 1
+
+    @property
+    def fold_numbers(self) -> range:
+        """Those of its folds, from 1; 0 alone where the images are divided once."""
+        return range(1, self.folds + 1) if self.folds > 1 else range(1)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,8 @@ class Report:
 
     `begun_at` and `reported_at` are times of day (seconds since 1970) by the clock of the group's first rank: when it took
     the trial and when it said this; `earlier` are the seconds that the trial had been trained before. `done` marks the trial's last
-    report. `log` is where more about an error is, host:path, and `after` the number of epochs before it.
+    report, `ends_fold` that of its last epoch or of a fold's. `log` is where more about an error is, host:path, and `after` the number
+    of epochs before it.
     """
 
     group: str
@@ -60,6 +70,7 @@ class Report:
     log: str | None = None
     earlier: float = 0.0
     after: int = 0
+    ends_fold: bool = False
 
     @property
     def seconds(self) -> float:

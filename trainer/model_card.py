@@ -9,8 +9,10 @@ import torch
 
 from trainer.data import ImageData
 from trainer.evaluation import Scores
+from trainer.fold_scores import FoldFigures
 from trainer.hyperparameters import TrialConfig, describe
 from trainer.model import Classifier, parameter_count
+from trainer.seed_figures import SeedFigures
 
 
 def model_card(
@@ -20,8 +22,11 @@ def model_card(
     scores: Mapping[str, Scores],
     latency: Mapping[str, float],
     command: str,
+    final: bool = False,
+    seeds: SeedFigures | None = None,
+    folds: FoldFigures | None = None,
 ) -> str:
-    """The card in Markdown."""
+    """The card in Markdown. A `final` model was trained on the validation images too, and is scored on the test split alone."""
     channels, height, width = data.image_shape
     colour = "RGB" if channels == 3 else "gray"
     mode = "RGB" if channels == 3 else "L"
@@ -29,7 +34,7 @@ def model_card(
         f"| {split} | {s.images:,} | {s.accuracy:.4f} | {s.macro_f1:.4f} | {s.loss:.4f} | {s.calibration_error:.4f} |"
         for split, s in scores.items()
     )
-    worst = _worst_classes(list(scores.values())[-1], data.classes)
+    worst = _worst_classes(list(scores.values())[-1], data.classes) if scores else "nobody knows"
     hyperparameters = "\n".join(f"| `{name}` | {value} | {doc} |" for name, value, doc in describe(config))
     transposed = (
         "pixels = numpy.asarray(image)[None, None]"
@@ -51,8 +56,7 @@ It was found and trained by convsweep. It has {parameter_count(model):,} paramet
 |---|---|---|---|---|---|
 {rows}
 
-The weights are those of the best epoch on the validation split, which the search saw; the test split, if there is one, was
-used for this table alone. Hardest classes, by the share of their images that is recognised: {worst}.
+{_final_words(seeds) if final else _SEARCHED_WORDS}{_fold_words(final, folds)} Hardest classes, by the share of their images that is recognised: {worst}.
 
 The figures hold for images like those of {data.name}. On other images the model still answers with one of its classes.
 
@@ -75,13 +79,47 @@ Or `convsweep predict THIS_FOLDER IMAGE...`.
 ## How it was trained
 
     {command}
-
+{_FINAL_COMMAND if final else ""}
 | hyperparameter | value | meaning |
 |---|---|---|
 {hyperparameters}
 
 torch {torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}.
 """
+
+
+_SEARCHED_WORDS = """The weights are those of the best epoch on the validation split, which the search saw; the test split, if there is one, was
+used for this table alone."""
+_FINAL_COMMAND = """
+with the validation images among the training images, and the weights of the last epoch.
+"""
+
+
+def _final_words(seeds: SeedFigures | None) -> str:
+    text = """The weights are those of the last epoch of a training on the training and the validation images together: there is no validation
+score, as the model has seen those images."""
+    if seeds is None:
+        return text
+    others = (
+        f" It was chosen among {seeds.compared} configurations by such figures, which makes its own a little too good."
+        if seeds.compared > 1
+        else ""
+    )
+    return f"""{text}
+Over the seeds of this configuration the test split gives: {seeds}.{others} This is the model of seed {seeds.seed}, the one in
+the middle, so that it is not the best by luck."""
+
+
+def _fold_words(final: bool, folds: FoldFigures | None) -> str:
+    if folds is None:
+        return ""
+    whose = (
+        "whose weights these are not"
+        if final
+        else "of the first of which these are the weights; its held-out images are the validation split"
+    )
+    return f"""
+The configuration was scored by cross-validation: {folds} (95 % interval), from as many trainings, {whose}."""
 
 
 def _worst_classes(scores: Scores, classes: tuple[str, ...]) -> str:

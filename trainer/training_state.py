@@ -23,18 +23,19 @@ from trainer.metrics import EpochMetrics
 class Position:
     """Where a training is: it has had `epochs`, and of the next one so many `steps`, whose mean losses add up to `loss`.
 
-    `epoch_seconds` have gone into those steps.
+    `epoch_seconds` have gone into those steps. Of a cross-validated trial it is the place in this `fold`.
     """
 
     epochs: int = 0
     steps: int = 0
     loss: float = 0.0
     epoch_seconds: float = 0.0
+    fold: int = 0
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A training at a `position`, after the epochs of its `history`: `seconds` have gone into it.
+    """A training at a `position`, after the epochs of its `history`, those of earlier folds too: `seconds` have gone into it.
 
     `tensors` are the model's by their names after "model.", and the optimizers' as "optimizer.PLACE.PARAMETER.NAME".
     """
@@ -99,7 +100,7 @@ class TrainingState:
             history = tuple(EpochMetrics(**values) for values in json.loads(facts["history"]))
             config = unflatten(json.loads(facts["config"]))
             position = Position(**json.loads(facts["position"]))
-            if position.epochs != len(history) or position.steps < 0:
+            if position.epochs != sum(e.fold == position.fold for e in history) or position.steps < 0:
                 raise ValueError(f"{len(history)} epochs, but it is at {position}")
             return cls(config, history, float(facts["seconds"]), safetensors.torch.load(content), position)
         except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:

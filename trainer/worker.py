@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import socket
 import threading
 import time
 import traceback
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -21,6 +24,10 @@ from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
 from trainer.failures import kind_of, says_that_a_rank_is_lost
+from trainer.fold_scores import epochs_of_fold
+from trainer.folds import Division, divide
+from trainer.hyperparameters import TrialConfig
+from trainer.joined import join
 from trainer.loop import NotFiniteError, create_model, train
 from trainer.mailbox import Assignment, Report
 from trainer.measuring import metric_named
@@ -91,25 +98,37 @@ def _log_file() -> str | None:
 
 
 class _Loaded:
-    """The data set that this process has in memory: the last one asked for, which in a sweep is the only one."""
+    """The data set that this process has in memory: the last one asked for, which in a sweep is the only one.
+
+    For `final` trainings it is not divided: there is no validation split. With folds it is divided once for each.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._config: DataConfig | None = None
+        self._asked: tuple[DataConfig, bool, int] | None = None
+        self._divisions: list[Division] = []
 
-    def get(self, config: DataConfig) -> tuple[ImageData, ImageTensors, ImageTensors]:
-        if config != self._config:
-            self._data = load_data(config)
-            self._training = ImageTensors.of(self._data.train, self.device)
-            self._validation = ImageTensors.of(self._data.validation, self.device)
-            self._config = config
+    def get(self, assignment: Assignment, fold: int) -> Division:
+        asked = assignment.data, assignment.final, assignment.folds
+        if asked != self._asked:
+            self._asked, self._divisions = None, []
+            self._divisions = self._divide(load_data(assignment.data), assignment)
+            self._asked = asked
             gc.collect()
             gc.freeze()  # what is here now stays: collecting after each trial then takes 1 ms instead of 150
-        return self._data, self._training, self._validation
+        return self._divisions[assignment.fold_numbers.index(fold)]
+
+    def _divide(self, data: ImageData, assignment: Assignment) -> list[Division]:
+        if assignment.folds > 1:
+            return divide(data, join(data, self.device), assignment.folds, assignment.data.split_seed)
+        if assignment.final:
+            return [Division(data, join(data, self.device), None)]
+        training, validation = (ImageTensors.of(split, self.device) for split in (data.train, data.validation))
+        return [Division(data, training, validation)]
 
 
 class _Trial:
-    """One assignment on one rank. Rank 0 reports and keeps the weights of the best epoch on the storage path."""
+    """One assignment on one rank. Rank 0 reports and keeps the weights of the best epoch, or the last one's, on the storage path."""
 
     def __init__(
         self, mailbox: Any, group: str, index: int, assignment: Assignment, rank: int, world_size: int
@@ -118,6 +137,7 @@ class _Trial:
         self._rank, self._world_size = rank, world_size
         self._begun_at = time.time()
         self._parameters, self._earlier, self._epochs = 0, 0.0, 0
+        self._history = list[EpochMetrics]()
 
     def run(self, loaded: _Loaded, news: _News) -> None:
         """Train to the end, or until the trial is stopped. What goes wrong with it is reported, not raised.
@@ -144,30 +164,41 @@ class _Trial:
                 self._finish()
                 raise
         self._finish()
-        gc.collect()  # networks hold reference cycles; a GPU's memory is not to wait for Python's own time
-        memory.give_back()
-        if loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _give_back_memory(loaded.device)
 
     def _train(self, loaded: _Loaded, news: _News) -> None:
-        config, number, goal = self._assignment.config, self._assignment.trial, metric_named(self._assignment.metric)
-        data, training, validation = loaded.get(self._assignment.data)
-        model = create_model(config, data, loaded.device)
-        optimizers = build_optimizers(config.optimizer, model)
         store = CheckpointStore(self._assignment.checkpoints)
-        history, position = list[EpochMetrics](), Position()
-        state = self._earlier_state(store)
+        state, folds = self._earlier_state(store), self._assignment.fold_numbers
+        done = 0 if state is None else folds.index(state.position.fold)
+        with BackgroundSaver(store, self._assignment.trial) as saver:
+            for fold in folds[done:]:
+                if not self._train_fold(fold, state, loaded, news, saver):
+                    break
+                state = None
+                if fold != folds[-1]:
+                    _give_back_memory(loaded.device)
+
+    def _train_fold(
+        self, fold: int, state: TrainingState | None, loaded: _Loaded, news: _News, saver: BackgroundSaver
+    ) -> bool:
+        """Train on the division of the images that the fold is, as new or from where the state is; whether it came to its end."""
+        config, number, goal = self._assignment.config, self._assignment.trial, metric_named(self._assignment.metric)
+        images = loaded.get(self._assignment, fold)
+        model = create_model(config, images.data, loaded.device)
+        optimizers = build_optimizers(config.optimizer, model)
+        position = Position(fold=fold)
+        self._parameters = parameter_count(model)
         if state is not None:
             state.restore(model, optimizers)
-            history, self._earlier, position = [*state.history], state.seconds, state.position
-        self._parameters = parameter_count(model)
-        for metrics in history:  # whoever was told of them may be gone
-            self._report(metrics)
+            self._history, self._earlier, position = [*state.history], state.seconds, state.position
+        own = epochs_of_fold(self._history, fold)
+        if state is not None:
+            self._report_again(is_over=_is_over(config, own))
         epochs = train(
             model,
             config,
-            training,
-            validation,
+            images.training,
+            images.validation,
             optimizers=optimizers,
             position=position,
             rank=self._rank,
@@ -177,23 +208,28 @@ class _Trial:
 
         def state_now() -> TrainingState:
             seconds = self._earlier + time.time() - self._begun_at
-            return TrainingState.of(model, optimizers, config, history, seconds, position)
+            return TrainingState.of(model, optimizers, config, self._history, seconds, position)
 
-        with BackgroundSaver(store, number) as saver:
-            for metrics in epochs:
-                better = goal.is_better(goal.value_of(metrics), goal.best_of(history))
-                history.append(metrics)
-                if self._rank == 0:
-                    best = Checkpoint(model.state_dict(), config, metrics.epoch, goal.value_of(metrics))
-                    saver.save(state_now(), best if better else None)
-                if metrics.epoch == config.training.epochs:
-                    saver.wait()  # who hears that a trial is complete finds its weights
-                self._report(metrics)
-            if self._rank == 0 and number not in news.stopped and position.epochs < config.training.epochs:
-                saver.save(state_now(), None)
-                saver.wait()
-                ray.get(self._mailbox.hand_over.remote(self._group, self._index))
-                raise _LeavingError("The node is taken away.")
+        for metrics in epochs:
+            better = goal.is_better(goal.value_of(metrics), goal.best_of(own))
+            own.append(metrics)
+            ends = _is_over(config, own)
+            if self._assignment.final:
+                better = ends
+            self._history.append(replace(metrics, epoch=len(self._history) + 1, fold=fold))
+            if self._rank == 0:
+                best = Checkpoint(model.state_dict(), config, metrics.epoch, goal.value_of(metrics))
+                is_kept = better and fold == self._assignment.fold_numbers[0]
+                saver.save(state_now(), best if is_kept else None)
+            if ends:
+                saver.wait()  # who hears that a trial is complete finds its weights
+            self._report(self._history[-1], ends_fold=ends)
+        if self._rank == 0 and number not in news.stopped and not _is_over(config, own):
+            saver.save(state_now(), None)
+            saver.wait()
+            ray.get(self._mailbox.hand_over.remote(self._group, self._index))
+            raise _LeavingError("The node is taken away.")
+        return _is_over(config, own)
 
     def _earlier_state(self, store: CheckpointStore) -> TrainingState | None:
         """The state that the trial's training got to, the same on every rank; None when it begins anew."""
@@ -208,16 +244,24 @@ class _Trial:
             state = TrainingState.from_bytes(content)
         except ValueError:  # then it is trained again, which is safe
             return None
-        return state if state.config == self._assignment.config else None
+        is_of_it = state.config == self._assignment.config and state.position.fold in self._assignment.fold_numbers
+        return state if is_of_it else None
 
-    def _report(self, metrics: EpochMetrics | None, error: Exception | None = None, tail: str = "") -> None:
+    def _report_again(self, is_over: bool) -> None:
+        """Report the epochs of the history: whoever was told of them may be gone. `is_over` says whether its last one ends a fold."""
+        for metrics, following in itertools.zip_longest(self._history, self._history[1:]):
+            self._report(metrics, ends_fold=is_over if following is None else following.fold != metrics.fold)
+
+    def _report(
+        self, metrics: EpochMetrics | None, error: Exception | None = None, tail: str = "", ends_fold: bool = False
+    ) -> None:
         """Sent and not waited for; the mailbox puts what overtakes in order."""
         if self._rank == 0:
             self._epochs = metrics.epoch if metrics else self._epochs
             report = Report(
                 group=self._group,
                 metrics=metrics,
-                done=metrics is None or metrics.epoch == self._assignment.config.training.epochs,
+                done=metrics is None or (ends_fold and metrics.fold == self._assignment.fold_numbers[-1]),
                 begun_at=self._begun_at,
                 reported_at=time.time(),
                 parameters=self._parameters,
@@ -226,9 +270,22 @@ class _Trial:
                 log=_log_file() if error else None,
                 earlier=self._earlier,
                 after=self._epochs,
+                ends_fold=ends_fold,
             )
             self._mailbox.report.remote(self._assignment.trial, report)
 
     def _finish(self) -> None:
         if self._rank == 0:
             self._mailbox.finish.remote(self._group, self._index)
+
+
+def _is_over(config: TrialConfig, epochs: Sequence[EpochMetrics]) -> bool:
+    """Whether nothing comes after these epochs, numbered from 1, of a training. It depends on them alone, so all ranks agree."""
+    return len(epochs) >= config.training.epochs
+
+
+def _give_back_memory(device: torch.device) -> None:
+    gc.collect()  # networks hold reference cycles; a GPU's memory is not to wait for Python's own time
+    memory.give_back()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The page of a sweep's ranking: headline numbers, the ranked trials, value against cost, learning curves, what failed."""
+"""The page of a sweep's ranking: headline numbers, the ranked trials, value against cost, learning curves, what was confirmed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import charts, gains, leaderboard, pareto, tables
+from dashboard import charts, confirmed_table, gains, leaderboard, pareto, tables
 from dashboard.leaderboard import Board
 from dashboard.parts import counted, follow, heading, plain
 
@@ -46,6 +46,7 @@ def _content(sweep: SweepRecord) -> None:
         _value_against_cost(sweep, board, cost, front, selected)
     with right:
         _curves(sweep, selected or board.trials, by_choice=bool(selected))
+    confirmed_table.show(sweep)
     _failures(sweep)
 
 
