@@ -147,6 +147,8 @@ def _record(
         begun=begun and begun.replace(tzinfo=UTC),
         ended=ended and ended.replace(tzinfo=UTC),
         id=trial_id,
+        costs=found.get("costs", {}),
+        infeasible=found.get("infeasible"),
     )
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from cluster.config import SweepConfig
+from cluster.pareto import front
 from trainer.domains import Value
 from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics, epochs_of
@@ -28,7 +29,8 @@ class TrialRecord:
 
     `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
     and `group_began` when (seconds since 1970, by that group's clock). `log` is the file (host:path) that has more about its
-    error, `id` the database's own number of the trial. Times are in UTC.
+    error, `id` the database's own number of the trial. `costs` has what was measured of its network, where the sweep has goals or
+    constraints, and `infeasible` says which constraints it does not keep to. Times are in UTC.
     """
 
     number: int
@@ -46,6 +48,8 @@ class TrialRecord:
     begun: datetime | None = None
     ended: datetime | None = None
     id: int | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+    infeasible: str | None = None
 
     @property
     def epochs_done(self) -> int:
@@ -66,6 +70,8 @@ class TrialRecord:
             "epochs": self.epochs_done,
             "train_seconds": round(self.train_seconds, 3),
             "parameters": self.parameters,
+            "costs": dict(self.costs),
+            "infeasible": self.infeasible,
             "preset": self.preset,
             "config": self.config,
         }
@@ -119,8 +125,14 @@ class SweepRecord:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The best trial that ran to its end."""
-        return self.trials[0] if self.trials and self.trials[0].state == "COMPLETE" else None
+        """The best trial that ran to its end and keeps to the constraints."""
+        complete = itertools.takewhile(lambda t: t.state == "COMPLETE", self.trials)
+        return next((t for t in complete if t.infeasible is None), None)
+
+    @cached_property
+    def front(self) -> frozenset[int]:
+        """The numbers of the trials on the Pareto front of the sweep's objectives; with one objective the best ones."""
+        return front(self.trials, self.config.objectives)
 
     @property
     def baseline(self) -> TrialRecord | None:
@@ -143,7 +155,10 @@ class SweepRecord:
         """The best complete trial. Raises ValueError when there is none."""
         if self.best is None:
             counted = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
-            raise ValueError(f"Sweep {self.name!r} has no trial that ran to its end: {counted or 'it has no trials'}.")
+            keeps = " and keeps to its constraints" if self.config.constraints else ""
+            raise ValueError(
+                f"Sweep {self.name!r} has no trial that ran to its end{keeps}: {counted or 'it has no trials'}."
+            )
         return self.best
 
     @cached_property
