@@ -41,7 +41,7 @@ def outcome(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> pd.DataFrame:
         "gain over the preset": [
             NOTHING
             if t.value is None or baseline is None
-            else f"{gains.gain(goal, t.value, baseline):{gains.form(goal)}}{gains.unit(goal)}"
+            else f"{gains.gain(goal, t.value, baseline):{gains.form(goal)}}{' points' if goal.is_share else ''}"
             for t in trials
         ],
         "epochs done": [f"{t.epochs_done:,}" for t in trials],

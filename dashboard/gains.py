@@ -22,11 +22,6 @@ def form(goal: Metric) -> str:
     return "+.2f" if goal.is_share else "+.4f"
 
 
-def unit(goal: Metric) -> str:
-    """A gain's unit behind a space, or nothing."""
-    return " pp" if goal.is_share else ""
-
-
 def meaning(goal: Metric) -> str:
     """What a gain over the preset is, for people."""
     if goal.is_share:

@@ -36,7 +36,11 @@ def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
     against = f"trial {baseline.number}, preset {baseline.preset}" if baseline else "none that ran to its end"
     return [
         Fact(goal.title, _text(value, "{:.4f}"), f"On the validation split, {of_which}"),
-        Fact("Gain", _text(gain, f"{{:{gains.form(goal)}}}{gains.unit(goal)}"), f"{gains.meaning(goal)} ({against})"),
+        Fact(
+            "Gain",
+            _text(gain, f"{{:{gains.form(goal)}}}{' pp' if goal.is_share else ''}"),
+            f"{gains.meaning(goal)} ({against})",
+        ),
         Fact("Parameters", _text(trial.parameters, "{:,}"), "Trained numbers of the network"),
         Fact("Epochs", f"{trial.epochs_done} of {planned}", "Epochs that were trained and validated"),
         Fact("Train time", tables.duration(trial.train_seconds), "Training and validation, without waiting"),

@@ -354,7 +354,14 @@ def test_rank_show_and_list_agree_with_the_record(convsweep, finished):
     _, out, _ = convsweep("list", "--json")
     counts = {"COMPLETE": 1, "PRUNED": 1, "FAIL": 1, "RUNNING": 0, "WAITING": 0}
     assert json.loads(out) == [
-        {"name": "s", "state": "FINISHED", "data": "digits", "trials": counts, "best_value": 0.5}
+        {
+            "name": "s",
+            "state": "FINISHED",
+            "data": "digits",
+            "trials": counts,
+            "metric": "val_accuracy",
+            "best_value": 0.5,
+        }
     ]
 
 

@@ -395,7 +395,7 @@ def test_durations_are_short(seconds: float, text: str) -> None:
 
 def test_the_curves_of_a_trial_have_the_same_colour_in_both_charts() -> None:
     curves = tables.learning_curves([record(7, "COMPLETE", 0.5, 0.6), record(3, "PRUNED", 0.1)])
-    accuracy, losses = charts.accuracy_by_epoch(curves).to_dict(), charts.losses_by_epoch(curves).to_dict()
+    accuracy, losses = charts.metric_by_epoch(curves).to_dict(), charts.losses_by_epoch(curves).to_dict()
     colours = [layer["encoding"]["color"] for layer in accuracy["layer"] + losses["layer"]]
     assert colours[0]["scale"]["domain"] == ["trial 7", "trial 3"]
     assert colours[1:] == colours[:-1]

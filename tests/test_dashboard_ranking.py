@@ -375,7 +375,7 @@ def test_the_chart_tells_the_front_the_preset_and_the_selected_apart() -> None:
     trials[3] = dataclasses.replace(trials[3], preset="default")
     table = tables.ranking(rank(trials))
     points = pareto.points(table, "parameters", pareto.front(table, "parameters"))
-    spec = charts.accuracy_against_cost(points, pareto.COSTS["parameters"], selected=[1]).to_dict()
+    spec = charts.value_against_cost(points, pareto.COSTS["parameters"], selected=[1]).to_dict()
     (drawn,) = spec["datasets"].values()
     assert {row["trial"]: row["kind"] for row in drawn} == {0: "others", 1: "selected", 2: "front", 3: "preset"}
     assert spec["layer"][1]["encoding"]["color"]["scale"]["domain"] == ["others", "front", "preset", "selected"]

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import f1_score, recall_score
 
 from trainer.batches import ImageTensors
 from trainer.data import DataConfig, ImageData, load_data
@@ -243,6 +244,10 @@ def test_the_validation_scores_are_those_of_the_model_after_the_epoch(digits: Im
     assert metrics[-1].val_loss == pytest.approx(expected, rel=1e-4)
     correct = (evaluation.logits.argmax(1) == evaluation.labels).sum().item()
     assert metrics[-1].val_accuracy == correct / 144
+    macro_f1 = f1_score(evaluation.labels, evaluation.logits.argmax(1), average="macro", zero_division=0.0)
+    assert metrics[-1].macro_f1 == pytest.approx(macro_f1)
+    balanced = recall_score(evaluation.labels, evaluation.logits.argmax(1), average="macro")  # all ten are there
+    assert metrics[-1].balanced_accuracy == pytest.approx(balanced)
 
 
 def test_the_validation_loss_is_without_label_smoothing(digits: ImageData) -> None:
@@ -264,10 +269,10 @@ def test_scoring_leaves_the_model_as_it_was_and_has_no_batches(digits: ImageData
     model = create_model(small(model__batch_norm=True), digits, CPU)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     training, _ = tensors(digits)  # 1,293 images: more than one batch of the evaluation
-    loss, accuracy = score(model, training, build_loss(small().loss), small().training)
+    scores = score(model, training, build_loss(small().loss), small().training)
     evaluation = predict_split(model, training)
-    assert loss == pytest.approx(F.cross_entropy(evaluation.logits, evaluation.labels).item(), rel=1e-4)
-    assert accuracy == (evaluation.logits.argmax(1) == evaluation.labels).sum().item() / 1293
+    assert scores.loss == pytest.approx(F.cross_entropy(evaluation.logits, evaluation.labels).item(), rel=1e-4)
+    assert scores.accuracy == (evaluation.logits.argmax(1) == evaluation.labels).sum().item() / 1293
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -386,8 +391,10 @@ def _rank(rank: int, port: int, cache: str, folder: Path) -> None:
     again = score(model, tensors(data)[1], build_loss(small().loss), small().training)
     found["batch norm"] = {
         "buffers": [b.double().sum().item() for b in model.buffers()],
-        "reported": [metrics[-1].val_loss, metrics[-1].val_accuracy],
-        "scored again": again,
+        "reported": [
+            getattr(metrics[-1], field) for field in ("val_loss", "val_accuracy", "macro_f1", "balanced_accuracy")
+        ],
+        "scored again": dataclasses.astuple(again),
     }
     model = create_model(unflatten(SMALL | {"model.dropout": 0.5}), data, CPU)
     list(train(model, small(training__epochs=1), *tensors(data), should_stop=lambda: True, **world))
@@ -428,6 +435,8 @@ def test_two_ranks_have_the_losses_of_one(two_ranks: list[dict[str, Any]], digit
             assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-4)
             assert ours.val_loss == pytest.approx(theirs.val_loss, abs=1e-4)
             assert ours.val_accuracy == pytest.approx(theirs.val_accuracy, abs=1.01 / 144)
+            assert ours.macro_f1 == pytest.approx(theirs.macro_f1, abs=0.02)
+            assert ours.balanced_accuracy == pytest.approx(theirs.balanced_accuracy, abs=0.02)
             assert ours.learning_rate == theirs.learning_rate
 
 
