@@ -132,10 +132,9 @@ def kill_and_resume(
     wrong, known, seen, killed = list[str](), dict[int, str](), 0, 0
     process = run.start()
     while True:
-        if killed < kills:
-            status = wait_for_moment(process, run, chance.uniform(1, 20), (killed + 1) / (kills + 1))
-        else:
-            status = wait(process, LONG)
+        share = (killed + 1) / (kills + 1)
+        strikes = killed < kills
+        status = wait_for_moment(process, run, chance.uniform(1, 20), share) if strikes else wait(process, LONG)
         if status is None and killed == kills:
             process.kill()
             return [*wrong, f"it hangs: {run.said()}"]

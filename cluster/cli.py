@@ -18,14 +18,17 @@ from cluster.options import (
     DEFAULT_FOLDER,
     Address,
     Cache,
+    Constraints,
     CpusPerWorker,
     Data,
     DataRoot,
     Epochs,
     Folder,
+    Goals,
     GpusPerWorker,
     ImageSize,
     Json,
+    LatencyBatch,
     Metric,
     Preset,
     Seed,
@@ -76,6 +79,9 @@ def sweep(
             help="Train each trial on that many folds and score it by their mean. [default: 1, a single split]"
         ),
     ] = None,
+    goals: Goals = None,
+    constraints: Constraints = None,
+    latency_batch: LatencyBatch = None,
     set_: Set = None,
     seed: Seed = None,
     workers: Workers = None,
@@ -193,6 +199,9 @@ def list_(experiments: Folder = DEFAULT_FOLDER, study_storage: StudyStorage = No
 def rank(
     name: str,
     top: Annotated[int | None, typer.Option(help="How many trials. [default: 10; with --json all]")] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="Only those that no other trial beats in all goals, by the metric.")
+    ] = False,
     experiments: Folder = DEFAULT_FOLDER,
     study_storage: StudyStorage = None,
     as_json: Json = False,
@@ -200,7 +209,7 @@ def rank(
     """Rank a sweep's trials, the best first."""
     if top is not None and top < 1:
         raise ValueError(f"--top must be at least 1, but got {top}.")
-    tables.show_ranking(Studies(Experiments(experiments, study_storage)).read(name), top, as_json)
+    tables.show_ranking(Studies(Experiments(experiments, study_storage)).read(name), top, as_json, front)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from cluster.goals import Objectives, check_goals, read_limits
 from cluster.plan import GroupShape
 from cluster.recipes import RECIPES, UNMIRRORED
 from cluster.space import Space
@@ -40,7 +41,9 @@ class SweepConfig:
     each of which says what is other than in the preset. `trials` is None only with a `time_budget`: as many as fit into it.
     A trial whose processes die is begun again up to `max_retries` times, one without an epoch within `epoch_timeout` seconds fails.
     `warm_start_from` names a sweep whose trials the sampler learns from, `metric` what makes one trial better than another.
-    With `folds` above 1 a trial is trained once for each fold, and its value is the mean of theirs.
+    With `folds` above 1 a trial is trained once for each fold, and its value is the mean of theirs. `goals` are costs that shall be
+    low besides, `constraints` (such as 'latency_ms <= 5') what every trial has to keep to, and `latency_batch` is how many images
+    at a time the latency is of.
     """
 
     name: str
@@ -61,11 +64,14 @@ class SweepConfig:
     warm_start_from: str | None = None
     metric: str = ACCURACY.name
     folds: int = 1
+    goals: Sequence[str] = ()
+    constraints: Sequence[str] = ()
+    latency_batch: int = 1
 
     def __post_init__(self) -> None:
         check_name(self.name)
         object.__setattr__(self, "first", tuple(self.first))
-        for name in ("trials", "epochs", "keep_checkpoints"):
+        for name in ("trials", "epochs", "keep_checkpoints", "latency_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but got {value}.")
@@ -87,6 +93,10 @@ class SweepConfig:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, but got {value!r}.{nearest(value, known)}")
+        object.__setattr__(self, "goals", check_goals(self.goals, self.goal))
+        object.__setattr__(self, "constraints", tuple(map(str, read_limits(self.constraints, self.goal))))
+        if self.latency_batch > 1 and "latency_ms" not in self.objectives.costing.names:
+            raise ValueError("latency_batch has no effect: neither a goal nor a constraint names latency_ms.")
         if self.baseline is not None:
             preset(self.baseline)
         space = self.build_space()
@@ -101,8 +111,13 @@ class SweepConfig:
 
     @property
     def goal(self) -> Metric:
-        """What the search optimises."""
+        """What the search optimises; with `goals` the first of its objectives."""
         return METRICS[self.metric]
+
+    @property
+    def objectives(self) -> Objectives:
+        """All that makes a trial good."""
+        return Objectives(self.goal, tuple(self.goals), read_limits(self.constraints, self.goal), self.latency_batch)
 
     @property
     def baseline(self) -> str | None:
@@ -273,14 +288,14 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("trials", "epochs", "seed", "keep_checkpoints", "max_retries"), (int,)),
-    **dict.fromkeys(("workers", "groups", "image_size", "folds"), (int,)),
+    **dict.fromkeys(("workers", "groups", "image_size", "folds", "latency_batch"), (int,)),
     **dict.fromkeys(("cpus_per_worker", "gpus_per_worker", "validation_fraction"), (int, float)),
     **dict.fromkeys(("name", "data", "data_root", "cache", "sampler", "pruner", "preset", "warm_start_from"), (str,)),
     "metric": (str,),
     **dict.fromkeys(("time_budget", "epoch_timeout"), (int, float, str)),
     "skip_broken": (bool,),
     "space": (dict,),
-    "first": (list,),
+    **dict.fromkeys(("first", "goals", "constraints"), (list,)),
 }
 _TYPE_NAMES = {
     int: "a whole number",

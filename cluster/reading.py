@@ -150,6 +150,8 @@ def _record(
         ended=ended and ended.replace(tzinfo=UTC),
         id=trial_id,
         fold_values=tuple(found.get("fold_values", ())),
+        costs=found.get("costs", {}),
+        infeasible=found.get("infeasible"),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.config import SweepConfig
 from cluster.confirmed import FinalScore
+from cluster.pareto import front
 from trainer.domains import Value
 from trainer.fold_scores import interval
 from trainer.measuring import ACCURACY, Metric
@@ -32,7 +33,8 @@ class TrialRecord:
 
     `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
     and `group_began` when (seconds since 1970, by that group's clock). `log` is the file (host:path) that has more about its
-    error, `id` the database's own number of the trial. Times are in UTC.
+    error, `id` the database's own number of the trial. `costs` has what was measured of its network, where the sweep has goals or
+    constraints, and `infeasible` says which constraints it does not keep to. Times are in UTC.
     """
 
     number: int
@@ -51,6 +53,8 @@ class TrialRecord:
     ended: datetime | None = None
     id: int | None = None
     fold_values: tuple[float, ...] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)
+    infeasible: str | None = None
 
     @property
     def epochs_done(self) -> int:
@@ -71,6 +75,8 @@ class TrialRecord:
             "epochs": self.epochs_done,
             "train_seconds": round(self.train_seconds, 3),
             "parameters": self.parameters,
+            "costs": dict(self.costs),
+            "infeasible": self.infeasible,
             "preset": self.preset,
             "folds": list(self.fold_values),
             "interval": interval(self.fold_values),
@@ -128,8 +134,14 @@ class SweepRecord:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The best trial that ran to its end."""
-        return self.trials[0] if self.trials and self.trials[0].state == "COMPLETE" else None
+        """The best trial that ran to its end and keeps to the constraints."""
+        complete = itertools.takewhile(lambda t: t.state == "COMPLETE", self.trials)
+        return next((t for t in complete if t.infeasible is None), None)
+
+    @cached_property
+    def front(self) -> frozenset[int]:
+        """The numbers of the trials on the Pareto front of the sweep's objectives; with one objective the best ones."""
+        return front(self.trials, self.config.objectives)
 
     @property
     def baseline(self) -> TrialRecord | None:
@@ -152,7 +164,10 @@ class SweepRecord:
         """The best complete trial. Raises ValueError when there is none."""
         if self.best is None:
             counted = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
-            raise ValueError(f"Sweep {self.name!r} has no trial that ran to its end: {counted or 'it has no trials'}.")
+            keeps = " and keeps to its constraints" if self.config.constraints else ""
+            raise ValueError(
+                f"Sweep {self.name!r} has no trial that ran to its end{keeps}: {counted or 'it has no trials'}."
+            )
         return self.best
 
     @cached_property

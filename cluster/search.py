@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from cluster.config import SweepConfig
 from cluster.lean_tune import keep_actors
 from cluster.study import RunningTrial, SweepStudy
-from trainer.failures import NO_GROUP, STORAGE
+from trainer.failures import NO_GROUP, OVER_LIMIT, STORAGE
 from trainer.mailbox import Assignment, Report
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Trials:
         self._study, self._config, self._groups = study, config, groups
         self._mailbox, self._checkpoints = mailbox, checkpoints
         self._told_to_stop, self._watchers, self._is_ours = should_stop, watchers, is_ours
+        self._costing = config.objectives.costing
         self._begun = time.time()
         self._seconds_before = study.seconds_run() if config.time_budget is not None else 0.0
         self.broken: str | None = None
@@ -119,6 +120,7 @@ class Trials:
             self._config.epoch_timeout,
             self._config.metric,
             folds=self._config.folds,
+            costing=self._costing,
         )
         self._mailbox.post.remote(assignment)
         return True
@@ -150,7 +152,7 @@ class Trials:
             return False
         is_new = False
         if report.metrics is not None:
-            if trial.begin(report.parameters, report.group, report.begun_at - report.earlier):
+            if trial.begin(report.parameters, report.group, report.begun_at - report.earlier, report.costs):
                 self._tell(lambda watcher: watcher.begun_again(trial))
             is_new = trial.report(report.metrics, report.seconds, report.ends_fold)
         if self._first_report:
@@ -158,7 +160,11 @@ class Trials:
             self._first_report = False
         if is_new:
             self._tell(lambda watcher: watcher.reported(trial))
-        if report.error is not None:
+        if report.error is not None and report.kind == OVER_LIMIT:
+            error = report.error
+            trial.begin(report.parameters, report.group, report.begun_at - report.earlier, report.costs)
+            self._end(tune_id, "PRUNED", lambda: trial.refuse(error, report.costs, report.seconds))
+        elif report.error is not None:
             error = report.error
             self._end(tune_id, "FAIL", lambda: trial.fail(error, report.log, report.kind))
         elif report.done:

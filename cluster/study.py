@@ -9,7 +9,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -19,16 +19,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cluster.config import MAX_GRID, SweepConfig
 from cluster.confirmed import FinalScore
+from cluster.goals import Objectives
 from cluster.lease import Lease
 from cluster.notes import write_note
-from cluster.proposals import INFEASIBLE, Proposals, valued_by
+from cluster.proposals import INFEASIBLE, Proposals, set_constraint, valued_by, without_latency
 from cluster.reading import StudyReader
 from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
+from cluster.rivals import rivals
 from cluster.writing import create_trial, end_trial, report
 from trainer.domains import Value
 from trainer.failures import OUT_OF_MEMORY
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
-from trainer.measuring import Metric
 from trainer.metrics import EpochMetrics, epochs_of, history
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -92,9 +93,7 @@ class SweepStudy:
     def _enqueue_best_of(self, other: str, config: SweepConfig) -> None:
         """The other sweep's best configuration, with this one's epochs and seed, unless it lies outside of the space."""
         complete = [
-            t
-            for t in self._trials_of(other, config.goal)
-            if t.state == TrialState.COMPLETE and "config" in t.user_attrs
+            t for t in self._trials_of(other, config) if t.state == TrialState.COMPLETE and "config" in t.user_attrs
         ]
         if complete:
             best = max(complete, key=lambda t: config.goal.merit(t.value)).user_attrs["config"]
@@ -126,11 +125,11 @@ class SweepStudy:
             if was_running:
                 self._requeue(trial._trial_id)
         runs = [*self._study.user_attrs.get("runs", []), {"begun": time.time(), "groups": groups}]
-        self._is_first_run, self._goal = len(runs) == 1, config.goal
+        self._is_first_run, self._objectives = len(runs) == 1, config.objectives
         self._study.set_user_attr("runs", runs)
         self._study.set_user_attr("state", "RUNNING")
         trials = self._study.get_trials(deepcopy=False)
-        others = self._trials_of(config.warm_start_from, config.goal) if config.warm_start_from else []
+        others = self._trials_of(config.warm_start_from, config) if config.warm_start_from else []
         # A resumed sweep must not propose its first points again.
         self._proposals = Proposals(config, config.seed + len(trials), [*others, *trials])
         self._waiting = sum(t.state == TrialState.WAITING for t in trials)
@@ -139,15 +138,16 @@ class SweepStudy:
         self._study.sampler = optuna.samplers.RandomSampler(seed=config.seed)
         self._study.pruner = _pruner(config)
 
-    def _trials_of(self, other: str, goal: Metric) -> list[FrozenTrial]:
-        """The other sweep's trials, each with the values that it has by this sweep's metric."""
+    def _trials_of(self, other: str, config: SweepConfig) -> list[FrozenTrial]:
+        """The other sweep's trials, each with the values that it has by this sweep's metric, and the costs that compare."""
         try:
             study = optuna.load_study(study_name=other, storage=self._study._storage)
-            is_same = SweepConfig.from_text(study.user_attrs[SWEEP_ATTRIBUTE]).goal == goal
+            theirs = SweepConfig.from_text(study.user_attrs[SWEEP_ATTRIBUTE])
         except KeyError:  # it has been deleted since
             return []
         trials = study.get_trials(deepcopy=False)
-        return trials if is_same else valued_by(goal, trials)
+        trials = trials if theirs.goal == config.goal else valued_by(config.goal, trials)
+        return trials if theirs.latency_batch == config.latency_batch else without_latency(trials)
 
     def note_startup(self, seconds: float) -> None:
         """The first trial of this run has begun, that long after the run."""
@@ -217,7 +217,7 @@ class SweepStudy:
         self, trial_id: int, number: int, config: TrialConfig, known: FrozenTrial | None = None, keep: bool = False
     ) -> RunningTrial:
         return RunningTrial(
-            self._study, self._reader.engine, trial_id, number, config, self._proposals, self._goal, known, keep
+            self._study, self._reader.engine, trial_id, number, config, self._proposals, self._objectives, known, keep
         )
 
     def _compatible(self, chosen: FrozenTrial) -> dict[str, tuple[Any, BaseDistribution]]:
@@ -259,25 +259,35 @@ class RunningTrial:
         number: int,
         config: TrialConfig,
         proposals: Proposals,
-        goal: Metric,
+        objectives: Objectives,
         known: FrozenTrial | None,
         keep: bool,
     ) -> None:
         self._study, self._engine, self._id, self._keep = study, engine, trial_id, keep
-        self.number, self.config, self._proposals, self._goal = number, config, proposals, goal
+        self.number, self.config, self._proposals = number, config, proposals
+        self._objectives, self._goal = objectives, objectives.metric
         self.was_begun = known is not None
         self.epochs = epochs_of(known.user_attrs.get("history", {})) if known else []
         self.fold_values: list[float] = list(known.user_attrs.get("fold_values", ())) if known else []
+        self.costs: Mapping[str, float] = known.user_attrs.get("costs", {}) if known else {}
         self._taken: tuple[str, float] | None = None
         self._unwritten: dict[str, Any] = {}
         self._fits = True
+        self._final_value: float | None = None
         self.error: str | None = None
 
-    def begin(self, parameters: int, group: str, group_began: float) -> bool:
+    @property
+    def infeasible(self) -> str | None:
+        """Which of the sweep's constraints it does not keep to, as far as is known."""
+        return self._objectives.infeasible(self._final_value, self.costs)
+
+    def begin(self, parameters: int, group: str, group_began: float, costs: Mapping[str, float] | None = None) -> bool:
         """Note which worker group has taken it and when, and what is known then; whether one had taken it before in this run.
 
-        Recorded with the next epoch, or the trial's end.
+        Recorded with the next epoch, or the trial's end. Of costs those that were measured first count.
         """
+        if costs and not self.costs:
+            self.costs = self._unwritten["costs"] = dict(costs)
         before, self._taken = self._taken, (group, group_began)
         if before == self._taken:
             return False
@@ -320,8 +330,12 @@ class RunningTrial:
         return self._goal.value_of(self.epochs[-1]) if self.epochs else None
 
     def should_prune(self) -> bool:
-        """Whether the pruner gives the trial up. Never the preset's: it is what the others are compared with."""
-        return not self._keep and self._study.pruner.prune(self._study, self._study._storage.get_trial(self._id))
+        """Whether the pruner gives the trial up. Never the preset's: it is what the others are compared with.
+
+        With several goals it is compared with those that cost no more.
+        """
+        against = rivals(self._study, self._objectives, self.costs)
+        return not self._keep and self._study.pruner.prune(against, self._study._storage.get_trial(self._id))
 
     def complete(self) -> None:
         """It ran to its end; its value is that of its best epoch, whose weights were kept, or the mean of its folds."""
@@ -330,6 +344,12 @@ class RunningTrial:
     def prune(self) -> None:
         """It was stopped for its score."""
         self._end(TrialState.PRUNED, self.last_value)
+
+    def refuse(self, reason: str, costs: Mapping[str, float], train_seconds: float) -> None:
+        """Its network costs more than the sweep's constraints allow, and is not trained; to find out took so long."""
+        self.error, self.costs = reason, dict(costs)
+        self._unwritten |= {"costs": self.costs, "train_seconds": train_seconds}
+        self._end(TrialState.PRUNED)
 
     def fail(self, error: str, log: str | None = None, kind: str | None = None) -> None:
         """It could not go on, why, of which kind that is, and the file (host:path) that has more about it."""
@@ -345,8 +365,19 @@ class RunningTrial:
         self._study._storage.set_trial_state_values(self._id, TrialState.WAITING)
 
     def _end(self, state: TrialState, value: float | None = None) -> None:
+        self._final_value = value if state == TrialState.COMPLETE else None
+        if state != TrialState.FAIL and self._objectives.limits:
+            self._judge()
         end_trial(self._engine, self._id, state, value, self._unwritten)
-        self._proposals.ended(self.number, state, value, len(self.fold_values) or len(self.epochs), self._fits)
+        step = len(self.fold_values) or len(self.epochs)
+        self._proposals.ended(self.number, state, value, step, self._fits, self.costs)
+
+    def _judge(self) -> None:
+        """Record by how much it keeps to each constraint, and which it does not keep to."""
+        for limit, excess in self._objectives.excesses(self._final_value, self.costs).items():
+            set_constraint(self._study, self._id, limit, excess)
+        if self.infeasible:
+            self._unwritten["infeasible"] = self.infeasible
 
 
 def _pruner(config: SweepConfig) -> optuna.pruners.BasePruner:

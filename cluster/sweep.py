@@ -15,6 +15,7 @@ from cluster.connection import Cluster, connect
 from cluster.experiments import Experiments
 from cluster.interruption import Stop, interruptible
 from cluster.lease import Lease
+from cluster.pareto import unbeaten
 from cluster.plan import Plan
 from cluster.progress import Progress, say_skipped
 from cluster.record import SweepRecord
@@ -270,12 +271,21 @@ def _database_may_go(sweep: str) -> Iterator[None]:
 
 
 class _CheckpointKeeper:
-    """Keeps the checkpoints of the best few trials and removes the others as trials end."""
+    """Keeps the checkpoints of the best few trials, with several goals of the front too, and removes the others as trials end."""
 
     def __init__(self, store: CheckpointStore, keep: int, study: SweepStudy) -> None:
-        self._store, self._keep, self._merit = store, keep, study.config.goal.merit
-        present = set(store.trials())
-        self._values = {t.number: t.value for t in study.read().trials if t.number in present and t.value is not None}
+        self._store, self._keep, self._objectives = store, keep, study.config.objectives
+        present, trials = set(store.trials()), study.read().trials
+        self._values = {t.number: t.value for t in trials if t.number in present and t.value is not None}
+        self._points: dict[int, tuple[float, ...]] = {}
+        for trial in trials:
+            if trial.state == "COMPLETE" and trial.infeasible is None:
+                self._note_point(trial.number, trial.value, trial.costs)
+
+    def _note_point(self, number: int, value: float | None, costs: Mapping[str, float]) -> None:
+        point = self._objectives.point(value, costs)
+        if point is not None and self._objectives.costs:
+            self._points[number] = point
 
     def started(self, trial: RunningTrial) -> None:
         """Nothing to do."""
@@ -294,10 +304,17 @@ class _CheckpointKeeper:
             self._store.delete(trial.number)
         elif state == "COMPLETE":
             self._values[trial.number] = trial.best_value
-            while len(self._values) > self._keep:
-                worst = min(self._values, key=lambda number: (self._merit(self._values[number]), -number))
-                del self._values[worst]
-                self._store.delete(worst)
+            if trial.infeasible is None:
+                self._note_point(trial.number, trial.best_value, trial.costs)
+            front = unbeaten(self._points)
+            for surplus in self._best_first()[self._keep :]:
+                if surplus not in front:
+                    del self._values[surplus]
+                    self._store.delete(surplus)
+
+    def _best_first(self) -> list[int]:
+        merit = self._objectives.metric.merit
+        return sorted(self._values, key=lambda number: (-merit(self._values[number]), number))
 
     def tidy(self, study: SweepStudy) -> None:
         """Once the groups are gone: a group may have saved a trial again after it was given up."""
@@ -327,6 +344,8 @@ class _Hopeless:
 
     def ended(self, trial: RunningTrial, state: str) -> None:
         """Count failures until the first trial that does not fail."""
+        if state == "PRUNED" and trial.error is not None:  # over a limit: that says nothing about training
+            return
         if state in ("COMPLETE", "PRUNED"):
             self._errors = None
         elif state == "FAIL" and self._errors is not None:

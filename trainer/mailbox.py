@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from trainer.costs import Costing
 from trainer.data import DataConfig
 from trainer.failures import NO_GROUP, kind_of
 from trainer.hyperparameters import TrialConfig
@@ -26,7 +27,8 @@ class Assignment:
 
     `begun` says that it has been trained before: it goes on from the state that is there. After the death of its processes it is
     begun again up to `max_retries` times, by whichever group is free; that a node was taken away with notice does not count. It
-    has failed when no epoch ends within `epoch_timeout` seconds. Its best epoch is that by `metric`. A `final` one is trained on
+    has failed when no epoch ends within `epoch_timeout` seconds. Its best epoch is that by `metric`, and `costing` says what is
+    measured of its network before the first one. A `final` one is trained on
     training and validation images together, and keeps the weights of its last epoch, with the value 0: there is nothing to score
     an epoch on. With more than one of `folds` it is trained once for each of them, and keeps the best epoch of the first.
     """
@@ -41,6 +43,7 @@ class Assignment:
     metric: str = "accuracy"
     final: bool = False
     folds: int = 1
+    costing: Costing = field(default_factory=Costing)
 
     @property
     def fold_numbers(self) -> range:
@@ -50,13 +53,13 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Report:
-    """What a group says after an epoch, or instead of one: `error` is why the trial cannot go on, `kind` (OUT_OF_MEMORY, STORAGE or
-    NO_GROUP) says of some errors what they are.
+    """What a group says after an epoch, or instead of one: `error` is why the trial cannot go on, `kind` (OUT_OF_MEMORY, STORAGE,
+    NO_GROUP or OVER_LIMIT) says of some errors what they are.
 
     `begun_at` and `reported_at` are times of day (seconds since 1970) by the clock of the group's first rank: when it took
     the trial and when it said this; `earlier` are the seconds that the trial had been trained before. `done` marks the trial's last
     report, `ends_fold` that of its last epoch or of a fold's. `log` is where more about an error is, host:path, and `after` the number
-    of epochs before it.
+    of epochs before it. `costs` are those that were to be measured.
     """
 
     group: str
@@ -71,6 +74,7 @@ class Report:
     earlier: float = 0.0
     after: int = 0
     ends_fold: bool = False
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:

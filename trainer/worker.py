@@ -22,8 +22,9 @@ from trainer import memory
 from trainer.background import BackgroundSaver
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.costs import check, measure
 from trainer.data import DataConfig, ImageData, load_data
-from trainer.failures import kind_of, says_that_a_rank_is_lost
+from trainer.failures import OverLimitError, kind_of, says_that_a_rank_is_lost
 from trainer.fold_scores import epochs_of_fold
 from trainer.folds import Division, divide
 from trainer.hyperparameters import TrialConfig
@@ -32,7 +33,7 @@ from trainer.loop import NotFiniteError, create_model, train
 from trainer.mailbox import Assignment, Report
 from trainer.measuring import metric_named
 from trainer.metrics import EpochMetrics
-from trainer.model import parameter_count
+from trainer.model import Classifier, parameter_count
 from trainer.objective import build_optimizers
 from trainer.training_state import Position, TrainingState
 
@@ -138,6 +139,7 @@ class _Trial:
         self._begun_at = time.time()
         self._parameters, self._earlier, self._epochs = 0, 0.0, 0
         self._history = list[EpochMetrics]()
+        self._costs: dict[str, float] = {}
 
     def run(self, loaded: _Loaded, news: _News) -> None:
         """Train to the end, or until the trial is stopped. What goes wrong with it is reported, not raised.
@@ -188,6 +190,10 @@ class _Trial:
         optimizers = build_optimizers(config.optimizer, model)
         position = Position(fold=fold)
         self._parameters = parameter_count(model)
+        if not self._costs:
+            self._costs = self._measure(model, images.data, loaded.device)
+            if state is None:  # what has been trained keeps to the limits: a latency is never measured the same twice
+                check(self._costs, self._assignment.costing.limits)
         if state is not None:
             state.restore(model, optimizers)
             self._history, self._earlier, position = [*state.history], state.seconds, state.position
@@ -231,6 +237,15 @@ class _Trial:
             raise _LeavingError("The node is taken away.")
         return _is_over(config, own)
 
+    def _measure(self, model: Classifier, data: ImageData, device: torch.device) -> dict[str, float]:
+        """What the network costs, as the first rank measures it, the same on every rank; nothing where nobody asks."""
+        if not self._assignment.costing.names:
+            return {}
+        measured = [measure(model, data.image_shape, device, self._assignment.costing) if self._rank == 0 else {}]
+        if self._world_size > 1:
+            torch.distributed.broadcast_object_list(measured, src=0)
+        return measured[0]
+
     def _earlier_state(self, store: CheckpointStore) -> TrainingState | None:
         """The state that the trial's training got to, the same on every rank; None when it begins anew."""
         content = store.load_state(self._assignment.trial) if self._assignment.begun and self._rank == 0 else None
@@ -265,12 +280,13 @@ class _Trial:
                 begun_at=self._begun_at,
                 reported_at=time.time(),
                 parameters=self._parameters,
-                error=f"{type(error).__name__}: {error}{tail and chr(10) * 2 + tail}" if error else None,
+                error=_words(error, tail) if error else None,
                 kind=kind_of(error) if error else None,
                 log=_log_file() if error else None,
                 earlier=self._earlier,
                 after=self._epochs,
                 ends_fold=ends_fold,
+                costs=self._costs,
             )
             self._mailbox.report.remote(self._assignment.trial, report)
 
@@ -289,3 +305,8 @@ def _give_back_memory(device: torch.device) -> None:
     memory.give_back()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def _words(error: Exception, tail: str) -> str:
+    name = "" if isinstance(error, OverLimitError) else f"{type(error).__name__}: "
+    return f"{name}{error}{tail and chr(10) * 2 + tail}"
