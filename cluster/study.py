@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from cluster.budget import Amounts, Ending
 from cluster.config import MAX_GRID, SweepConfig
 from cluster.lease import Lease
 from cluster.notes import write_note
 from cluster.proposals import INFEASIBLE, Proposals
 from cluster.reading import StudyReader
-from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
+from cluster.record import ENDING_ATTRIBUTE, HELD_ATTRIBUTE, STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
 from cluster.writing import create_trial, end_trial, report
 from trainer.domains import Value
 from trainer.failures import OUT_OF_MEMORY
@@ -60,6 +65,14 @@ class SweepStudy:
     def read(self) -> SweepRecord:
         """The sweep as it is now."""
         return self._reader.read()
+
+    @cached_property
+    def _sign(self) -> float:
+        return 1.0 if self._study.direction == StudyDirection.MAXIMIZE else -1.0
+
+    def merit(self, value: float | None) -> float:
+        """How good a trial's value is: the larger the better, and no value is worse than any."""
+        return -math.inf if value is None else self._sign * value
 
     def write_note(self, text: str, trial: int | None = None) -> None:
         """Write a note on the sweep, or on one of its trials. Raises ValueError for an unknown trial and for too long a text."""
@@ -167,6 +180,25 @@ class SweepStudy:
         """How long the sweep has been run so far."""
         return wall_seconds(self._study.user_attrs.get("runs", []))
 
+    def spent(self) -> Amounts:
+        """What its runs have spent so far, as far as it is recorded."""
+        return Amounts(self.seconds_run(), **self._study.user_attrs.get(HELD_ATTRIBUTE, {}))
+
+    def note_spent(self, amounts: Amounts) -> None:
+        """Record what all runs have spent by now. The seconds follow from the times of the runs."""
+        held = {"gpu_hours": amounts.gpu_hours, "node_hours": amounts.node_hours}
+        self._study.set_user_attr(HELD_ATTRIBUTE, held)
+
+    @property
+    def ending(self) -> Ending | None:
+        """Why the sweep has ended, or is to end, before it has all its trials."""
+        return Ending.from_attribute(self._study.user_attrs.get(ENDING_ATTRIBUTE))
+
+    def note_ending(self, ending: Ending | None) -> None:
+        """Record it; None: it goes on."""
+        if ending != self.ending:
+            self._study.set_user_attr(ENDING_ATTRIBUTE, ending and asdict(ending))
+
     def _requeue(self, trial_id: int) -> None:
         # Optuna's public interface cannot hand a running trial back; its storage can, and `ask` then takes it again
         # with the number and the parameters that it has.
@@ -232,6 +264,7 @@ class RunningTrial:
     """A trial that is being run, and the ways in which it ends. `number` is its own in the study.
 
     `known` is what a run before, which may have trained it for some epochs, has left of it; one that is to be kept is never pruned.
+    `value` is the one that it has ended with, if it has one.
     """
 
     def __init__(
@@ -253,6 +286,7 @@ class RunningTrial:
         self._unwritten: dict[str, Any] = {}
         self._fits = True
         self.error: str | None = None
+        self.value: float | None = None
 
     def begin(self, parameters: int, group: str, group_began: float) -> bool:
         """Note which worker group has taken it and when, and what is known then; whether one had taken it before in this run.
@@ -301,6 +335,7 @@ class RunningTrial:
         self._study._storage.set_trial_state_values(self._id, TrialState.WAITING)
 
     def _end(self, state: TrialState, value: float | None = None) -> None:
+        self.value = value
         end_trial(self._engine, self._id, state, value, self._unwritten)
         self._proposals.ended(self.number, state, value, len(self.epochs), self._fits)
 

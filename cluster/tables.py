@@ -125,6 +125,7 @@ def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
     ranking = sweep.trials
     if as_json:
         head = {"sweep": sweep.name, "state": sweep.state, "metric": METRIC} | sweep.timing.to_json()
+        head |= {"spent": sweep.spent_to_json(), "reason": sweep.ending and sweep.ending.reason}
         _print_json(head | {"trials": [t.to_json() for t in (ranking[:top] if top else ranking)]})
         return
     out = _output()
