@@ -13,6 +13,7 @@ from cluster import job_commands, model_commands, tables
 from cluster.config import KEYS, make_config, parse_duration, read_sweep_file
 from cluster.confirm_command import confirm
 from cluster.experiments import Experiments
+from cluster.extension import More
 from cluster.options import (
     DATA_HELP,
     DEFAULT_FOLDER,
@@ -65,9 +66,21 @@ def sweep(
         Path | None, typer.Argument(metavar="SWEEP.yaml", help="Settings, - from standard input; options win.")
     ] = None,
     data: Data = None,
-    trials: Annotated[int | None, typer.Option(help="How many. [default: 20, or what fits the time budget]")] = None,
+    trials: Annotated[int | None, typer.Option(help="How many. [default: 20, or what fits the budget]")] = None,
     epochs: Epochs = None,
     time_budget: Annotated[str | None, typer.Option(help="No trial starts after this: 90s, 30m, 2h.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="No trial starts once the groups have held GPUs for so long.")
+    ] = None,
+    price_per_node_hour: Annotated[
+        float | None, typer.Option(help="What a node with ranks on it costs per hour.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="No trial starts once the nodes have cost so much, by their price.")
+    ] = None,
+    min_gain: Annotated[
+        float | None, typer.Option(help="No trial starts once the next one is expected to gain less than this.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The sweep's name. [default: the data's, with a number]")] = None,
     preset: Preset = None,
     sampler: Annotated[str | None, typer.Option(help="tpe, random or grid. [default: tpe]")] = None,
@@ -107,6 +120,9 @@ def sweep(
     skip_broken: SkipBroken = None,
     data_root: DataRoot = None,
     cache: Cache = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Write event files: tensorboard --logdir experiments/NAME.")
+    ] = None,
     address: Address = None,
     experiments: Folder = DEFAULT_FOLDER,
     study_storage: StudyStorage = None,
@@ -168,6 +184,9 @@ def extend(
     name: str,
     trials: Annotated[int | None, typer.Option(help="How many more trials.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="How much more time: 90s, 30m, 2h.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="How many more GPU-hours.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="How much more it may cost.")] = None,
+    min_gain: Annotated[float | None, typer.Option(help="Another expected gain to end below; 0: never.")] = None,
     set_: Set = None,
     takeover: Takeover = False,
     address: Address = None,
@@ -176,14 +195,15 @@ def extend(
     storage_path: StoragePath = None,
     as_json: Json = False,
 ) -> None:
-    """Give a sweep more trials or time, also in another space: --set changes what is proposed from now on.
+    """Give a sweep more trials, time or money, also in another space: --set changes what is proposed from now on.
 
     Example:  convsweep extend mnist-1 --trials 20 --set "model.kernel_size=[3, 5]"
     """
     from cluster import sweep
 
     where = Experiments(experiments, study_storage, storage_path)
-    more = sweep.More(trials, parse_duration(time_budget) if time_budget is not None else None, assignments(set_))
+    seconds = parse_duration(time_budget) if time_budget is not None else None
+    more = More(trials, seconds, assignments(set_), gpu_hours, max_cost, min_gain)
     with tables.decoding() as on_progress:
         _report(sweep.extend(name, more, where, address, on_progress, takeover), where, as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from cluster.budget import Budget
 from cluster.goals import Objectives, check_goals, read_limits
 from cluster.plan import GroupShape
 from cluster.recipes import RECIPES, UNMIRRORED
@@ -38,12 +40,13 @@ class SweepConfig:
 
     `epochs` are those of a trial that is not pruned; `time_budget` (seconds) is the time after which no new trial starts;
     `preset` is the configuration that the first trial has (None: the data set's own), `first` are those of the trials after it,
-    each of which says what is other than in the preset. `trials` is None only with a `time_budget`: as many as fit into it.
+    each of which says what is other than in the preset. `trials` is None only with a limit of `budget`: as many as fit into it.
+    Once the next trial is expected to gain less than `min_gain` over the best so far, no new one starts.
     A trial whose processes die is begun again up to `max_retries` times, one without an epoch within `epoch_timeout` seconds fails.
     `warm_start_from` names a sweep whose trials the sampler learns from, `metric` what makes one trial better than another.
     With `folds` above 1 a trial is trained once for each fold, and its value is the mean of theirs. `goals` are costs that shall be
     low besides, `constraints` (such as 'latency_ms <= 5') what every trial has to keep to, and `latency_batch` is how many images
-    at a time the latency is of.
+    at a time the latency is of. With `tensorboard` there is an event file of each trial.
     """
 
     name: str
@@ -67,6 +70,11 @@ class SweepConfig:
     goals: Sequence[str] = ()
     constraints: Sequence[str] = ()
     latency_batch: int = 1
+    gpu_hours: float | None = None
+    max_cost: float | None = None
+    price_per_node_hour: float | None = None
+    min_gain: float | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -75,8 +83,8 @@ class SweepConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but got {value}.")
-        if self.trials is None and self.time_budget is None:
-            raise ValueError("A sweep ends after a number of trials or after a time: give trials, time_budget or both.")
+        if self.budget.is_unlimited and self.trials is None:
+            raise ValueError("A sweep ends when something is spent: give trials, time_budget, gpu_hours or max_cost.")
         for name in ("time_budget", "epoch_timeout"):
             seconds = getattr(self, name)
             if seconds is not None and seconds <= 0:
@@ -87,6 +95,10 @@ class SweepConfig:
             )
         if self.max_retries < 0:
             raise ValueError(f"max_retries must be at least 0, but got {self.max_retries}.")
+        if self.min_gain is not None and not 0 <= self.min_gain < math.inf:
+            raise ValueError(f"min_gain must be 0 or more, but got {self.min_gain:g}.")
+        if self.min_gain is not None and self.sampler == "grid":
+            raise ValueError("A grid tries every combination and expects nothing: leave out min_gain.")
         if self.warm_start_from is not None and self.sampler == "grid":
             raise ValueError("A grid tries every combination and learns nothing: leave out warm_start_from.")
         for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS), ("metric", tuple(METRICS))):
@@ -118,6 +130,16 @@ class SweepConfig:
     def objectives(self) -> Objectives:
         """All that makes a trial good."""
         return Objectives(self.goal, tuple(self.goals), read_limits(self.constraints, self.goal), self.latency_batch)
+
+    @property
+    def budget(self) -> Budget:
+        """What may be spent, beside trials."""
+        return Budget(
+            time_budget=self.time_budget,
+            gpu_hours=self.gpu_hours,
+            max_cost=self.max_cost,
+            price_per_node_hour=self.price_per_node_hour,
+        )
 
     @property
     def baseline(self) -> str | None:
@@ -268,7 +290,7 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
     for name in ("time_budget", "epoch_timeout"):
         if name in given:
             given[name] = parse_duration(given[name])
-    if "time_budget" in given and "trials" not in given:
+    if not given.keys().isdisjoint(("time_budget", "gpu_hours", "max_cost")) and "trials" not in given:
         given["trials"] = None
     if "data" not in given:
         raise ValueError(f"A sweep needs data: {', '.join(NAMES)}, or a folder of images.")
@@ -293,7 +315,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "data", "data_root", "cache", "sampler", "pruner", "preset", "warm_start_from"), (str,)),
     "metric": (str,),
     **dict.fromkeys(("time_budget", "epoch_timeout"), (int, float, str)),
-    "skip_broken": (bool,),
+    **dict.fromkeys(("gpu_hours", "max_cost", "price_per_node_hour", "min_gain"), (int, float)),
+    **dict.fromkeys(("skip_broken", "tensorboard"), (bool,)),
     "space": (dict,),
     **dict.fromkeys(("first", "goals", "constraints"), (list,)),
 }

@@ -14,7 +14,7 @@ from cluster.confirmed import MOST_SEEDS, FinalScore, best_configurations, key_o
 from cluster.connection import connect
 from cluster.experiments import Experiments
 from cluster.finals import Final, Trained, train_finals
-from cluster.interruption import Stop, interruptible
+from cluster.interrupts import Stop, interruptible
 from cluster.lease import Lease
 from cluster.progress import say_skipped
 from cluster.record import SweepRecord, TrialRecord

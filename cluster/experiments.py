@@ -72,6 +72,10 @@ class Experiments:
         """Where Ray Tune keeps what it writes while the sweep runs, which nobody reads: always on this machine."""
         return self.folder.absolute() / sweep / "tune"
 
+    def tensorboard_folder(self, sweep: str) -> Path:
+        """Where a sweep's event files for TensorBoard are, one folder per trial: always on this machine."""
+        return self.folder.absolute() / sweep / "tensorboard"
+
     def checkpoints(self, sweep: str) -> CheckpointStore:
         """A sweep's checkpoints."""
         return CheckpointStore(self.checkpoints_uri(sweep))

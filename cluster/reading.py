@@ -19,13 +19,24 @@ import sqlalchemy as sql
 from optuna.storages._rdb import models  # the tables; tests/test_reading.py compares with what Optuna reads
 from optuna.trial import TrialState
 
+from cluster.budget import Amounts, Ending
 from cluster.config import SweepConfig
 from cluster.confirmed import FinalScore
 from cluster.lease import KEY as LEASE
 from cluster.lease import Holder
 from cluster.notes import noted_trials, read_note
 from cluster.patience import patiently
-from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, SweepSummary, TrialRecord, rank, wall_seconds
+from cluster.record import (
+    ENDING_ATTRIBUTE,
+    HELD_ATTRIBUTE,
+    STATES,
+    SWEEP_ATTRIBUTE,
+    SweepRecord,
+    SweepSummary,
+    TrialRecord,
+    rank,
+    wall_seconds,
+)
 from trainer.measuring import ACCURACY
 
 _Study: Any = models.StudyModel
@@ -69,6 +80,8 @@ class StudyReader:
                 notes=_notes(system, self._trials),
                 storage_path=attributes.get("storage_path"),
                 confirmed=tuple(FinalScore(**score) for score in attributes.get("confirmed", ())),
+                held=attributes.get(HELD_ATTRIBUTE, {}),
+                ending=Ending.from_attribute(attributes.get(ENDING_ATTRIBUTE)),
             )
             if record != self._last:
                 self._last = record
@@ -208,6 +221,7 @@ def _summary(
     name: str, attributes: Mapping[str, Any], counts: Mapping[str, int], extremes: Iterable[float]
 ) -> SweepSummary:
     runs = attributes.get("runs", ())
+    spent = Amounts(wall_seconds(runs), **attributes.get(HELD_ATTRIBUTE, {}))
     try:
         config: SweepConfig | None = SweepConfig.from_text(attributes[SWEEP_ATTRIBUTE])
     except ValueError:  # one damaged record does not hide the others
@@ -221,9 +235,11 @@ def _summary(
         counts=counts,
         best_value=goal.best(extremes),
         begun=datetime.fromtimestamp(runs[0]["begun"], UTC) if runs else None,
-        wall_seconds=wall_seconds(runs),
+        wall_seconds=spent.seconds,
         groups=runs[-1]["groups"] if runs else 0,
         metric=goal,
+        limits=config.budget.limits(spent) if config else (),
+        ending=Ending.from_attribute(attributes.get(ENDING_ATTRIBUTE)),
     )
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from cluster.budget import Amounts, Ending, Limit
 from cluster.config import SweepConfig
 from cluster.confirmed import FinalScore
 from cluster.pareto import front
@@ -22,6 +23,10 @@ from trainer.metrics import EpochMetrics, epochs_of
 
 SWEEP_ATTRIBUTE = "convsweep"
 """The study's attribute that holds its SweepConfig as JSON: a study that has it is a sweep, others are other programs'."""
+HELD_ATTRIBUTE = "spent"
+"""The study's attribute that has the GPU-hours and the node-hours of all runs."""
+ENDING_ATTRIBUTE = "ending"
+"""The study's attribute that says why the sweep ended before it had all its trials."""
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 
 
@@ -106,7 +111,8 @@ class SweepRecord:
     `state` is NEW, RUNNING, FINISHED, INTERRUPTED or FAILED, `image_shape` (C, H, W) of every image; `runs` are the times at
     which it ran (a resumed sweep has several), `storage_path` where its checkpoints are if not in the experiments folder, `notes`
     what people wrote: under None to the sweep, under a number to a trial, `confirmed` what `convsweep confirm` has found on the test
-    split. `stamp` is this process's own number of the record.
+    split. `held` are GPU-hours and node-hours of all runs (empty where nobody has counted), `ending` is why the sweep ended before it
+    had all its trials. `stamp` is this process's own number of the record.
     """
 
     name: str
@@ -119,6 +125,8 @@ class SweepRecord:
     notes: Mapping[int | None, str] = field(default_factory=dict)
     storage_path: str | None = None
     confirmed: tuple[FinalScore, ...] = ()
+    held: Mapping[str, float] = field(default_factory=dict)
+    ending: Ending | None = None
     stamp: int = field(default_factory=itertools.count().__next__, compare=False)
 
     @property
@@ -182,10 +190,29 @@ class SweepRecord:
             groups=self.runs[-1]["groups"] if self.runs else 0,
         )
 
+    @property
+    def spent(self) -> Amounts:
+        """What all runs have spent, as far as it is recorded."""
+        return Amounts(wall_seconds(self.runs), **self.held)
+
+    def spent_to_json(self) -> dict[str, float | None]:
+        """What is spent over all runs; None: nobody has counted, or nobody has said what a node costs."""
+        amounts = self.spent
+        cost = amounts.cost(self.config.price_per_node_hour) if self.held else None
+        return {
+            "trials": sum(self.counts[state] for state in ("COMPLETE", "PRUNED", "FAIL")),
+            "seconds": round(amounts.seconds, 3),
+            "gpu_hours": round(amounts.gpu_hours, 6) if self.held else None,
+            "node_hours": round(amounts.node_hours, 6) if self.held else None,
+            "cost": None if cost is None else round(cost, 4),
+        }
+
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """What a list of sweeps says of one. `trials` is how many it shall have, None when only its time is limited."""
+    """What a list of sweeps says of one. `trials` is how many it shall have, None when only something else is limited: `limits`, with
+    what is spent of each. `ending` is why it ended before it had all its trials.
+    """
 
     name: str
     state: str
@@ -197,6 +224,8 @@ class SweepSummary:
     wall_seconds: float
     groups: int
     metric: Metric = ACCURACY
+    limits: tuple[Limit, ...] = ()
+    ending: Ending | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `list --json` says of a sweep."""

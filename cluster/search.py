@@ -9,15 +9,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cluster.budget import Spent
 from cluster.config import SweepConfig
 from cluster.lean_tune import keep_actors
-from cluster.study import RunningTrial, SweepStudy
+from cluster.running_trial import RunningTrial
+from cluster.study import SweepStudy
+from cluster.watchers import Watcher
 from trainer.failures import NO_GROUP, OVER_LIMIT, STORAGE
 from trainer.mailbox import Assignment, Report
 
@@ -26,24 +29,11 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 
-class Watcher(Protocol):
-    """Who wants to know what happens to the trials: the progress display, the keeper of the checkpoints."""
-
-    def started(self, trial: RunningTrial) -> None:
-        """A worker group gets the trial."""
-
-    def reported(self, trial: RunningTrial) -> None:
-        """The trial's next epoch is recorded."""
-
-    def begun_again(self, trial: RunningTrial) -> None:
-        """The processes that trained the trial died; it goes on after the last epoch that it has."""
-
-    def ended(self, trial: RunningTrial, state: str) -> None:
-        """The trial is COMPLETE, PRUNED, FAIL or, when the sweep stops before its end, WAITING."""
-
-
 class Trials:
-    """The trials in flight, between the study and Tune; knows when the sweep has enough of them."""
+    """The trials in flight, between the study and Tune; knows when the sweep has enough of them.
+
+    No new trial is asked for once it `is_over` before it has all: by default, once its budget is spent.
+    """
 
     def __init__(
         self,
@@ -55,13 +45,14 @@ class Trials:
         should_stop: Callable[[], bool],
         watchers: Sequence[Watcher],
         is_ours: Callable[[], bool] = lambda: True,
+        is_over: Callable[[], bool] | None = None,
     ) -> None:
         self._study, self._config, self._groups = study, config, groups
         self._mailbox, self._checkpoints = mailbox, checkpoints
         self._told_to_stop, self._watchers, self._is_ours = should_stop, watchers, is_ours
         self._costing = config.objectives.costing
         self._begun = time.time()
-        self._seconds_before = study.seconds_run() if config.time_budget is not None else 0.0
+        self._is_over = is_over or Spent(config.budget, study.spent()).is_over
         self.broken: str | None = None
         self._posted: deque[RunningTrial] = deque()
         self._running: dict[str, RunningTrial] = {}
@@ -128,10 +119,7 @@ class Trials:
     def _enough(self) -> bool:
         asked = self._finished + len(self._running) + len(self._posted)
         full = self._config.trials is not None and asked >= self._config.trials
-        if full or self._config.time_budget is None:
-            return full
-        spent = self._seconds_before + time.time() - self._begun
-        return spent > self._config.time_budget and self._asked >= self._study.unfinished
+        return full or (self._asked >= self._study.unfinished and self._is_over())
 
     def left(self) -> bool:
         """Whether the sweep was stopped before its end: trials are unfinished, or more were to come."""

@@ -136,6 +136,7 @@ def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
     ranking, goal = sweep.trials, sweep.config.goal
     if as_json:
         head = {"sweep": sweep.name, "state": sweep.state, "metric": goal.field} | sweep.timing.to_json()
+        head |= {"spent": sweep.spent_to_json(), "reason": sweep.ending and sweep.ending.reason}
         _print_json(head | {"trials": [t.to_json() for t in (ranking[:top] if top else ranking)]})
         return
     out = _output()

@@ -25,9 +25,10 @@ from cluster.experiments import Experiments
 from cluster.export import training_command
 from cluster.progress import Progress
 from cluster.record import TrialRecord, rank
+from cluster.running_trial import RunningTrial
 from cluster.search import Trials
 from cluster.studies import Studies
-from cluster.study import RunningTrial, SweepStudy
+from cluster.study import SweepStudy
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint
 from trainer.data import DataConfig, ImageData

@@ -53,7 +53,7 @@ class TuneTrial:
 
 
 class Sweep:
-    ours = True
+    ours, is_over = True, False
 
     def __init__(self, folder, groups=1, **settings):
         self.groups = groups
@@ -70,6 +70,7 @@ class Sweep:
             lambda: self.stop_now,
             [self.watcher],
             lambda: self.ours,
+            (lambda: self.is_over) if self.config.time_budget is None else None,
         )
         self.searcher = StudySearcher(self.trials)
         self.scheduler = StudyScheduler(self.trials)
@@ -249,6 +250,21 @@ def test_the_time_that_earlier_runs_took_counts_for_the_time_budget_but_what_had
     trials = Trials(again, sweep.config, lambda: 1, sweep.mailbox, "checkpoints", lambda: False, [])
     assert [trials.next(tune_id).number for tune_id in "bc"] == [0, 1]
     assert trials.next("d") is None
+
+
+def test_once_the_sweep_is_over_what_was_asked_for_still_runs_and_nothing_new(tmp_path):
+    sweep = Sweep(tmp_path, trials=20)
+    sweep.searcher.suggest("a")
+    sweep.is_over = True
+    for epoch in range(1, 5):
+        sweep.report("a", epoch)
+    assert sweep.searcher.suggest("b") == {"trial": 1}
+    assert not sweep.trials.should_stop()
+    for epoch in range(1, 5):
+        sweep.report("b", epoch)
+    assert sweep.searcher.suggest("c") == Searcher.FINISHED
+    assert sweep.mailbox.is_complete == 2
+    assert not sweep.trials.left()
 
 
 def test_the_time_between_trials_is_from_the_last_report_that_counted_to_the_next_begin(tmp_path):

@@ -121,6 +121,11 @@ class Mailbox:
         up = sum(bool(members.ranks) for members in going_on)
         return up, len(going_on), bool(self._queue) or not self._has_all
 
+    async def held(self) -> tuple[int, int]:
+        """How many groups are up, and on how many nodes their ranks are."""
+        up = [members for members in self._groups.values() if members.ranks and not members.closed]
+        return len(up), len(set[str]().union(*(members.nodes for members in up)))
+
     async def no_more(self, posted: int) -> None:
         """After that many, which may still be on their way, no assignment is handed in any more.
 

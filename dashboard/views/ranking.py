@@ -10,7 +10,7 @@ import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import charts, confirmed_table, gains, leaderboard, pareto, tables
+from dashboard import budget_bars, charts, confirmed_table, gains, leaderboard, pareto, tables
 from dashboard.leaderboard import Board
 from dashboard.parts import counted, follow, heading, plain
 
@@ -54,7 +54,7 @@ def _facts(sweep: SweepRecord) -> None:
     config = sweep.config
     facts = (
         plain(config.data.name),
-        counted(config.trials, "trial") if config.trials else f"trials for {tables.duration(config.time_budget or 0)}",
+        counted(config.trials, "trial") if config.trials else f"trials for {budget_bars.allowed(config.budget)}",
         f"up to {counted(config.epochs, 'epoch')}",
         f"best by {config.goal.label}",
         f"sampler {config.sampler}",
@@ -65,6 +65,7 @@ def _facts(sweep: SweepRecord) -> None:
     if sweep.is_live and config.trials:
         ended = len(sweep.trials) - sweep.counts["RUNNING"] - sweep.counts["WAITING"]
         st.progress(min(1.0, ended / config.trials), text=f"{ended} of {config.trials} trials have ended")
+    budget_bars.show(config.budget.limits(sweep.spent) if sweep.is_live else (), sweep.ending)
 
 
 def _headline(sweep: SweepRecord) -> None:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepSummary
-from dashboard import records, sweep_tables
+from dashboard import budget_bars, records, sweep_tables
 from dashboard.parts import REFRESH_SECONDS, plain
 from trainer.measuring import ACCURACY
 
@@ -66,6 +66,9 @@ def _table(summaries: Sequence[SweepSummary], notes: Mapping[str, str], name: st
         f"The current sweep is **{plain(name)}**, {plain(sweep_tables.standing(summaries, name))}. Pick another row to change it; "
         "Ranking, Search and the other pages on the left show the current one."
     )
+    for summary in summaries:
+        if summary.name == name:
+            budget_bars.show(summary.limits, summary.ending)
 
 
 def _pick() -> None:

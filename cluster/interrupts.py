@@ -1,4 +1,4 @@
-"""Ending a command before its end: by Ctrl-C, by SIGTERM, or because something else says so."""
+"""Stopping a run of a sweep before its end: Ctrl-C, SIGTERM, and whoever else wants it."""
 
 from __future__ import annotations
 
