@@ -127,7 +127,7 @@ def _record(
     begun: datetime | None,
     ended: datetime | None,
 ) -> TrialRecord:
-    found = {key: _parse(text) for key, text in attributes.items()}
+    found = {key: _parse(text) for key, text in attributes.items() if key != "gradients"}
     return TrialRecord(
         number=number,
         state=state.name,
@@ -144,6 +144,7 @@ def _record(
         begun=begun and begun.replace(tzinfo=UTC),
         ended=ended and ended.replace(tzinfo=UTC),
         id=trial_id,
+        gradient_text=attributes.get("gradients"),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.config import SweepConfig
 from trainer.domains import Value
+from trainer.gradients import Gradients
 from trainer.metrics import EpochMetrics, epochs_of
 
 METRIC = "val_accuracy"
@@ -29,7 +30,7 @@ class TrialRecord:
 
     `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
     and `group_began` when (seconds since 1970, by that group's clock). `log` is the file (host:path) that has more about its
-    error, `id` the database's own number of the trial. Times are in UTC.
+    error, `id` the database's own number of the trial. Times are in UTC. `gradient_text` is JSON: see `gradients`.
     """
 
     number: int
@@ -47,6 +48,12 @@ class TrialRecord:
     begun: datetime | None = None
     ended: datetime | None = None
     id: int | None = None
+    gradient_text: str | None = None
+
+    @property
+    def gradients(self) -> Gradients:
+        """The norms of its layers' gradients. They are parsed here, for who looks at one trial, and not for all of a sweep."""
+        return Gradients.from_text(self.gradient_text)
 
     @property
     def epochs_done(self) -> int:

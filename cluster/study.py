@@ -25,6 +25,7 @@ from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
 from cluster.writing import create_trial, end_trial, report
 from trainer.domains import Value
 from trainer.failures import OUT_OF_MEMORY
+from trainer.gradients import Gradients
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.metrics import EpochMetrics, epochs_of, history
 
@@ -249,6 +250,7 @@ class RunningTrial:
         self.number, self.config, self._proposals = number, config, proposals
         self.was_begun = known is not None
         self.epochs = epochs_of(known.user_attrs.get("history", {})) if known else []
+        self._gradients = Gradients.from_json(known.user_attrs.get("gradients", {}) if known else {})
         self._taken: tuple[str, float] | None = None
         self._unwritten: dict[str, Any] = {}
         self._fits = True
@@ -265,12 +267,18 @@ class RunningTrial:
         self._unwritten |= {"parameters": parameters, "group": group, "group_began": group_began}
         return before is not None
 
-    def report(self, metrics: EpochMetrics, train_seconds: float) -> bool:
-        """Record an epoch; whether it is new. One that is trained again after a loss takes the place of the epochs from there on."""
+    def report(self, metrics: EpochMetrics, train_seconds: float, gradients: Gradients | None = None) -> bool:
+        """Record an epoch; whether it is new. One that is trained again after a loss takes the place of the epochs from there on.
+
+        The last row of the `gradients` is that epoch's.
+        """
         if self.epochs[metrics.epoch - 1 : metrics.epoch] == [metrics]:
             return False
         self.epochs[metrics.epoch - 1 :] = [metrics]
         self._unwritten |= {"history": history(self.epochs), "train_seconds": train_seconds}
+        if gradients is not None and gradients.norms:
+            self._gradients = self._gradients.then(metrics.epoch, gradients)
+            self._unwritten |= {"gradients": self._gradients.to_json()}
         report(self._engine, self._id, metrics.epoch, metrics.val_accuracy, self._unwritten)
         self._unwritten = {}
         return True

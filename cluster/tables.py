@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cluster.record import METRIC, SweepRecord, SweepSummary, TrialRecord
 from trainer.data import OnProgress
+from trainer.gradients import troubles
 from trainer.hyperparameters import in_short, parameter
 from trainer.metrics import EpochMetrics
 
@@ -156,7 +157,9 @@ def show_trial(trial: TrialRecord, as_json: bool) -> None:
     """One trial with its epochs."""
     if as_json:
         _print_json(
-            trial.to_json() | {"epochs": [e.to_json() for e in trial.epochs], "error": trial.error, "log": trial.log}
+            trial.to_json()
+            | {"epochs": [e.to_json() for e in trial.epochs], "gradients": trial.gradients.to_json()}
+            | {"error": trial.error, "log": trial.log}
         )
         return
     out = _output()
@@ -175,6 +178,8 @@ def show_trial(trial: TrialRecord, as_json: bool) -> None:
         numbers = (f"{e.train_loss:.4f}", f"{e.val_loss:.4f}", f"{e.val_accuracy:.4f}", f"{e.learning_rate:.2g}")
         epochs.add_row(str(e.epoch), *numbers, f"{e.images_per_second:,.0f}", f"{e.seconds:.2f}")
     out.print(epochs)
+    for trouble in troubles(trial.gradients):
+        out.print(trouble.text, style="yellow", markup=False, soft_wrap=True)
 
 
 def show_outcome(sweep: SweepRecord, state: str, reason: str | None, folder: str, as_json: bool) -> None:

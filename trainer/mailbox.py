@@ -15,6 +15,7 @@ from typing import Any
 
 from trainer.data import DataConfig
 from trainer.failures import NO_GROUP, kind_of
+from trainer.gradients import Gradients
 from trainer.hyperparameters import TrialConfig
 from trainer.metrics import EpochMetrics
 from trainer.waiting import Waiting
@@ -45,7 +46,7 @@ class Report:
 
     `begun_at` and `reported_at` are times of day (seconds since 1970) by the clock of the group's first rank: when it took
     the trial and when it said this; `earlier` are the seconds that the trial had been trained before. `done` marks the trial's last
-    report. `log` is where more about an error is, host:path, and `after` the number of epochs before it.
+    report. `log` is where more about an error is, host:path, and `after` the number of epochs before it. `gradients` have one epoch.
     """
 
     group: str
@@ -59,6 +60,7 @@ class Report:
     log: str | None = None
     earlier: float = 0.0
     after: int = 0
+    gradients: Gradients | None = None
 
     @property
     def seconds(self) -> float:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -16,11 +17,14 @@ import ray.train
 import torch
 
 from trainer import memory
+from trainer.averaging import build_average, judged
 from trainer.background import BackgroundSaver
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
+from trainer.early_stopping import is_over
 from trainer.failures import kind_of, says_that_a_rank_is_lost
+from trainer.gradients import Gradients
 from trainer.loop import NotFiniteError, create_model, train
 from trainer.mailbox import Assignment, Report
 from trainer.metrics import EpochMetrics
@@ -153,22 +157,32 @@ class _Trial:
         data, training, validation = loaded.get(self._assignment.data)
         model = create_model(config, data, loaded.device)
         optimizers = build_optimizers(config.optimizer, model)
+        average = build_average(config.training, model)
+        kept = judged(model, average)
         store = CheckpointStore(self._assignment.checkpoints)
         history, position = list[EpochMetrics](), Position()
         state = self._earlier_state(store)
         if state is not None:
-            state.restore(model, optimizers)
+            state.restore(model, optimizers, average and average.model)
             history, self._earlier, position = [*state.history], state.seconds, state.position
         self._parameters = parameter_count(model)
-        for metrics in history:  # whoever was told of them may be gone
-            self._report(metrics)
+
+        def tell(epochs: Sequence[EpochMetrics]) -> None:
+            """Report the last of them."""
+            gradients = Gradients.of(model, position.gradients[len(epochs) - 1 : len(epochs)])
+            self._report(epochs[-1], is_over(config.training, epochs), gradients)
+
+        for count in range(1, len(history) + 1):  # whoever was told of them may be gone
+            tell(history[:count])
         epochs = train(
             model,
             config,
             training,
             validation,
             optimizers=optimizers,
+            average=average,
             position=position,
+            history=history,
             rank=self._rank,
             world_size=self._world_size,
             should_stop=lambda: news.has_to_leave or number in news.stopped,
@@ -176,19 +190,19 @@ class _Trial:
 
         def state_now() -> TrainingState:
             seconds = self._earlier + time.time() - self._begun_at
-            return TrainingState.of(model, optimizers, config, history, seconds, position)
+            return TrainingState.of(model, optimizers, config, history, seconds, position, average and average.model)
 
         with BackgroundSaver(store, number) as saver:
             for metrics in epochs:
                 better = metrics.val_accuracy > max((e.val_accuracy for e in history), default=-1.0)
                 history.append(metrics)
                 if self._rank == 0:
-                    best = Checkpoint(model.state_dict(), config, metrics.epoch, metrics.val_accuracy)
+                    best = Checkpoint(kept.state_dict(), config, metrics.epoch, metrics.val_accuracy)
                     saver.save(state_now(), best if better else None)
-                if metrics.epoch == config.training.epochs:
+                if is_over(config.training, history):
                     saver.wait()  # who hears that a trial is complete finds its weights
-                self._report(metrics)
-            if self._rank == 0 and number not in news.stopped and position.epochs < config.training.epochs:
+                tell(history)
+            if self._rank == 0 and number not in news.stopped and not is_over(config.training, history):
                 saver.save(state_now(), None)
                 saver.wait()
                 ray.get(self._mailbox.hand_over.remote(self._group, self._index))
@@ -209,14 +223,22 @@ class _Trial:
             return None
         return state if state.config == self._assignment.config else None
 
-    def _report(self, metrics: EpochMetrics | None, error: Exception | None = None, tail: str = "") -> None:
+    def _report(
+        self,
+        metrics: EpochMetrics | None,
+        is_last: bool = True,
+        gradients: Gradients | None = None,
+        *,
+        error: Exception | None = None,
+        tail: str = "",
+    ) -> None:
         """Sent and not waited for; the mailbox puts what overtakes in order."""
         if self._rank == 0:
             self._epochs = metrics.epoch if metrics else self._epochs
             report = Report(
                 group=self._group,
                 metrics=metrics,
-                done=metrics is None or metrics.epoch == self._assignment.config.training.epochs,
+                done=is_last,
                 begun_at=self._begun_at,
                 reported_at=time.time(),
                 parameters=self._parameters,
@@ -225,6 +247,7 @@ class _Trial:
                 log=_log_file() if error else None,
                 earlier=self._earlier,
                 after=self._epochs,
+                gradients=gradients,
             )
             self._mailbox.report.remote(self._assignment.trial, report)
 
