@@ -145,7 +145,7 @@ def _record(
     begun: datetime | None,
     ended: datetime | None,
 ) -> TrialRecord:
-    found = {key: _parse(text) for key, text in attributes.items()}
+    found = {key: _parse(text) for key, text in attributes.items() if key != "gradients"}
     return TrialRecord(
         number=number,
         state=state.name,
@@ -165,6 +165,7 @@ def _record(
         fold_values=tuple(found.get("fold_values", ())),
         costs=found.get("costs", {}),
         infeasible=found.get("infeasible"),
+        gradient_text=attributes.get("gradients"),
     )
 
 

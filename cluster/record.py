@@ -18,6 +18,7 @@ from cluster.confirmed import FinalScore
 from cluster.pareto import front
 from trainer.domains import Value
 from trainer.fold_scores import interval
+from trainer.gradients import Gradients
 from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics, epochs_of
 
@@ -39,7 +40,8 @@ class TrialRecord:
     `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
     and `group_began` when (seconds since 1970, by that group's clock). `log` is the file (host:path) that has more about its
     error, `id` the database's own number of the trial. `costs` has what was measured of its network, where the sweep has goals or
-    constraints, and `infeasible` says which constraints it does not keep to. Times are in UTC.
+    constraints, and `infeasible` says which constraints it does not keep to. Times are in UTC. `gradient_text` is JSON: see
+    `gradients`.
     """
 
     number: int
@@ -60,6 +62,12 @@ class TrialRecord:
     fold_values: tuple[float, ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
     infeasible: str | None = None
+    gradient_text: str | None = None
+
+    @property
+    def gradients(self) -> Gradients:
+        """The norms of its layers' gradients. They are parsed here, for who looks at one trial, and not for all of a sweep."""
+        return Gradients.from_text(self.gradient_text)
 
     @property
     def epochs_done(self) -> int:

@@ -15,6 +15,7 @@ from cluster.proposals import INFEASIBLE, Proposals, set_constraint
 from cluster.rivals import rivals
 from cluster.writing import end_trial, report
 from trainer.failures import OUT_OF_MEMORY
+from trainer.gradients import Gradients
 from trainer.hyperparameters import TrialConfig
 from trainer.metrics import EpochMetrics, epochs_of, history
 
@@ -45,6 +46,7 @@ class RunningTrial:
         self.epochs = epochs_of(known.user_attrs.get("history", {})) if known else []
         self.fold_values: list[float] = list(known.user_attrs.get("fold_values", ())) if known else []
         self.costs: Mapping[str, float] = known.user_attrs.get("costs", {}) if known else {}
+        self._gradients = Gradients.from_json(known.user_attrs.get("gradients", {}) if known else {})
         self._taken: tuple[str, float] | None = None
         self._unwritten: dict[str, Any] = {}
         self._fits = True
@@ -70,15 +72,21 @@ class RunningTrial:
         self._unwritten |= {"parameters": parameters, "group": group, "group_began": group_began}
         return before is not None
 
-    def report(self, metrics: EpochMetrics, train_seconds: float, ends_fold: bool = False) -> bool:
+    def report(
+        self, metrics: EpochMetrics, train_seconds: float, ends_fold: bool = False, gradients: Gradients | None = None
+    ) -> bool:
         """Record an epoch; whether it is new. One that is trained again after a loss takes the place of the epochs from there on.
 
         Of a cross-validated trial Optuna gets the mean of the folds so far, with their number, whenever one ends.
+        The last row of the `gradients` is that epoch's.
         """
         if self.epochs[metrics.epoch - 1 : metrics.epoch] == [metrics]:
             return False
         self.epochs[metrics.epoch - 1 :] = [metrics]
         self._unwritten |= {"history": history(self.epochs), "train_seconds": train_seconds}
+        if gradients is not None and gradients.norms:
+            self._gradients = self._gradients.then(metrics.epoch, gradients)
+            self._unwritten |= {"gradients": self._gradients.to_json()}
         values = {metrics.epoch: self._goal.value_of(metrics)}
         if metrics.fold:
             values = self._note_fold(metrics.fold, ends_fold)

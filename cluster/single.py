@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
 import uuid
@@ -15,6 +16,7 @@ from cluster.connection import connect
 from cluster.experiments import Experiments
 from cluster.plan import GroupShape
 from trainer import memory
+from trainer.averaging import build_average, judged
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint
 from trainer.data import DataConfig, ImageData
@@ -42,12 +44,14 @@ def train_here(config: TrialConfig, data: ImageData, goal: Metric = ACCURACY) ->
     def run() -> Iterator[EpochMetrics]:
         memory.keep_freed()
         model = create_model(config, data, device)
+        average = build_average(config.training, model)
         parts = ImageTensors.of(data.train, device), ImageTensors.of(data.validation, device)
         started = time.perf_counter()
-        for metrics in train(model, config, *parts):
+        for metrics in train(model, config, *parts, average=average, goal=goal):
             best, value = training.checkpoint, goal.value_of(metrics)
             if best is None or goal.is_better(value, best.value):
-                weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+                kept = judged(model, average).state_dict()
+                weights = {name: tensor.cpu().clone() for name, tensor in kept.items()}
                 training.checkpoint = Checkpoint(weights, config, metrics.epoch, value)
             training.seconds = time.perf_counter() - started
             training.history.append(metrics)
@@ -86,13 +90,15 @@ def train_on_group(
             groups.wait_until_up(lambda: False)
             mailbox = groups.mailbox
             ray.get(mailbox.post.remote(Assignment(0, config, data, store.uri, metric=goal.name)))
-            for position in range(config.training.epochs):
+            for position in itertools.count():
                 report = ray.get(mailbox.read.remote(0, position))
                 if report.metrics is None:
                     raise RuntimeError(report.error)
                 training.seconds = report.reported_at - report.begun_at
                 training.history.append(report.metrics)
                 yield report.metrics
+                if report.done:
+                    break
             training.checkpoint = store.load(0)
 
     training = Training(config, run())

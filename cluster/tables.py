@@ -16,6 +16,7 @@ from cluster.confirmed import compare_confirmed
 from cluster.record import SweepRecord, SweepSummary, TrialRecord
 from trainer.data import OnProgress
 from trainer.fold_scores import numbered_by_fold, with_margin
+from trainer.gradients import troubles
 from trainer.hyperparameters import in_short, parameter
 from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics
@@ -168,7 +169,9 @@ def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
     """One trial with its epochs."""
     if as_json:
         _print_json(
-            trial.to_json() | {"epochs": [e.to_json() for e in trial.epochs], "error": trial.error, "log": trial.log}
+            trial.to_json()
+            | {"epochs": [e.to_json() for e in trial.epochs], "gradients": trial.gradients.to_json()}
+            | {"error": trial.error, "log": trial.log}
         )
         return
     out = _output()
@@ -193,6 +196,8 @@ def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
         numbers = (*[str(e.fold)] * folds, str(number), *(f"{score:.4f}" for score in scores), f"{e.learning_rate:.2g}")
         epochs.add_row(*numbers, f"{e.images_per_second:,.0f}", f"{e.seconds:.2f}")
     out.print(epochs)
+    for trouble in troubles(trial.gradients):
+        out.print(trouble.text, style="yellow", markup=False, soft_wrap=True)
 
 
 def show_outcome(sweep: SweepRecord, state: str, reason: str | None, folder: str, as_json: bool) -> None:

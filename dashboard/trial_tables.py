@@ -42,7 +42,11 @@ def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
             f"{gains.meaning(goal)} ({against})",
         ),
         Fact("Parameters", _text(trial.parameters, "{:,}"), "Trained numbers of the network"),
-        Fact("Epochs", f"{trial.epochs_done} of {planned}", "Epochs that were trained and validated"),
+        Fact(
+            "Epochs",
+            f"{trial.epochs_done} of {planned}",
+            "Epochs that were trained and validated" + _early(trial, planned),
+        ),
         Fact("Train time", tables.duration(trial.train_seconds), "Training and validation, without waiting"),
         Fact(
             "Images/s",
@@ -50,6 +54,12 @@ def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
             "Median training throughput of its epochs, all ranks",
         ),
     ]
+
+
+def _early(trial: TrialRecord, planned: int) -> str:
+    if trial.state != "COMPLETE" or trial.epochs_done >= planned:
+        return ""
+    return f"; the last {trial.config.get('training.patience')} were no better, so it ended (training.patience)"
 
 
 def planned_epochs(sweep: SweepRecord, trial: TrialRecord) -> int:
@@ -133,6 +143,18 @@ def epochs(trial: TrialRecord) -> pd.DataFrame:
         for epoch, value in zip(trial.history["epoch"], values, strict=True)
     ]
     return pd.DataFrame(rows, columns=["epoch", "metric", "value"])
+
+
+def gradients(trial: TrialRecord) -> pd.DataFrame:
+    """A row per epoch and layer, for a logarithmic chart: epoch, layer, norm of its gradient. What is 0 or not finite is left out."""
+    found = trial.gradients
+    rows = [
+        (epoch, layer.removesuffix(".weight"), norm)
+        for epoch, norms in enumerate(found.norms, 1)
+        for layer, norm in zip(found.layers, norms, strict=False)
+        if norm
+    ]
+    return pd.DataFrame(rows, columns=["epoch", "layer", "norm"])
 
 
 def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:

@@ -85,6 +85,15 @@ class AugmentationConfig:
         int, Between(0, 64, 1, search=(0, 1, 2, 4)), Doc("random shift by up to this many pixels, edges reflected")
     ] = 0
     cutout: Annotated[int, Between(0, 224, 1, search=(0, 4, 8)), Doc("side of a random square set to the mean")] = 0
+    randaugment: Annotated[int, Between(0, 4, 1, search=()), Doc("RandAugment's operations per image; 0: none")] = 0
+    magnitude: Annotated[
+        int, Between(0, 30, 1, search=()), When("augmentation.randaugment", (1, 2, 3, 4)), Doc("RandAugment's strength")
+    ] = 9
+    mixup: Annotated[float, Between(0.0, 10.0, search=()), Doc("alpha of mixup, which blends pairs; 0: none")] = 0.0
+    cutmix: Annotated[float, Between(0.0, 10.0, search=()), Doc("alpha of CutMix, which pastes parts; 0: none")] = 0.0
+    balanced: Annotated[
+        bool, OneOf((False, True), ()), Doc("change an image with the probability (rarest class / its class) ** 0.5")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +115,17 @@ class LossConfig:
         When("loss.name", ("focal",)),
         Doc("how much the focal loss favours hard images"),
     ] = 2.0
+    class_weights: Annotated[
+        str, OneOf(("none", "inverse", "effective"), ()), Doc("images of rare classes count for more in the loss")
+    ] = "none"
+    effective_beta: Annotated[
+        float,
+        Between(0.0, 0.999999, search=()),
+        When("loss.class_weights", ("effective",)),
+        Doc("what each further image of a class adds, against the one before it"),
+    ] = 0.999
+    l1: Annotated[float, Between(0.0, 1.0, search=()), Doc("penalty: this times the sum of the absolute weights")] = 0.0
+    l2: Annotated[float, Between(0.0, 1.0, search=()), Doc("penalty: this times the sum of the squared weights")] = 0.0
 
 
 _LEARNING_RATES = ByValue(
@@ -135,6 +155,7 @@ class OptimizerConfig:
     weight_decay: Annotated[
         float, Between(0.0, 10.0, log=True, search=Between(1e-6, 1e-2, log=True)), Doc("weight decay")
     ] = 0.0
+    clip_norm: Annotated[float, Between(0.0, 1000.0, search=()), Doc("longest gradient of all weights; 0: any")] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +169,12 @@ class ScheduleConfig:
         When("schedule.name", ("one_cycle",)),
         Doc("share of the steps in which the learning rate rises to its peak"),
     ] = 0.2
+    warmup: Annotated[
+        float,
+        Between(0.0, 0.9, search=()),
+        When("schedule.name", ("constant", "cosine")),
+        Doc("share of the steps in which the learning rate first rises to its peak"),
+    ] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +185,11 @@ class TrainingConfig:
         int, Between(1, 65536, 1, search=(64, 128, 256)), Doc("images per step, over all ranks together")
     ] = 128
     epochs: Annotated[int, Between(1, 100_000, 1, search=()), Doc("passes over the training split")] = 10
+    patience: Annotated[int, Between(0, 9999, 1, search=()), Doc("epochs without gain before it ends; 0: any")] = 0
+    sampling: Annotated[
+        str, OneOf(("shuffled", "balanced"), ()), Doc("an epoch has each image once, or each class equally often")
+    ] = "shuffled"
+    ema: Annotated[float, Between(0.0, 0.99999, search=()), Doc("decay of the weights' moving average; 0: none")] = 0.0
     precision: Annotated[
         str,
         OneOf(("auto", "float32", "bfloat16"), ()),

@@ -16,6 +16,7 @@ from typing import Any
 from trainer.costs import Costing
 from trainer.data import DataConfig
 from trainer.failures import NO_GROUP, kind_of
+from trainer.gradients import Gradients
 from trainer.hyperparameters import TrialConfig
 from trainer.metrics import EpochMetrics
 from trainer.waiting import Waiting
@@ -59,7 +60,7 @@ class Report:
     `begun_at` and `reported_at` are times of day (seconds since 1970) by the clock of the group's first rank: when it took
     the trial and when it said this; `earlier` are the seconds that the trial had been trained before. `done` marks the trial's last
     report, `ends_fold` that of its last epoch or of a fold's. `log` is where more about an error is, host:path, and `after` the number
-    of epochs before it. `costs` are those that were to be measured.
+    of epochs before it. `costs` are those that were to be measured, `gradients` have one epoch.
     """
 
     group: str
@@ -75,6 +76,7 @@ class Report:
     after: int = 0
     ends_fold: bool = False
     costs: Mapping[str, float] = field(default_factory=dict)
+    gradients: Gradients | None = None
 
     @property
     def seconds(self) -> float:

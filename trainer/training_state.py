@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from trainer.gradients import Norms
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.metrics import EpochMetrics
 
@@ -23,7 +24,8 @@ from trainer.metrics import EpochMetrics
 class Position:
     """Where a training is: it has had `epochs`, and of the next one so many `steps`, whose mean losses add up to `loss`.
 
-    `epoch_seconds` have gone into those steps. Of a cross-validated trial it is the place in this `fold`.
+    `epoch_seconds` have gone into those steps. Of a cross-validated trial it is the place in this `fold`. `gradients` are what was
+    measured in each of the epochs: see trainer/gradients.py.
     """
 
     epochs: int = 0
@@ -31,13 +33,15 @@ class Position:
     loss: float = 0.0
     epoch_seconds: float = 0.0
     fold: int = 0
+    gradients: list[Norms] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class TrainingState:
     """A training at a `position`, after the epochs of its `history`, those of earlier folds too: `seconds` have gone into it.
 
-    `tensors` are the model's by their names after "model.", and the optimizers' as "optimizer.PLACE.PARAMETER.NAME".
+    `tensors` are the model's by their names after "model.", those of its average, if it has one, after "average.", and the
+    optimizers' as "optimizer.PLACE.PARAMETER.NAME".
     """
 
     config: TrialConfig
@@ -55,23 +59,31 @@ class TrainingState:
         history: Sequence[EpochMetrics],
         seconds: float,
         position: Position,
+        average: nn.Module | None = None,
     ) -> TrainingState:
         """The state as it is now; the tensors are those that the training goes on to change: see `copied`."""
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        if average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
         for place, optimizer in enumerate(optimizers):
             for number, remembered in optimizer.state_dict()["state"].items():
                 for name, value in remembered.items():
                     if value is not None:  # a momentum that is not used
                         tensors[f"optimizer.{place}.{number}.{name}"] = value
-        return cls(config, tuple(history), seconds, tensors, replace(position))
+        as_it_is = replace(position, gradients=[*position.gradients])
+        return cls(config, tuple(history), seconds, tensors, as_it_is)
 
     def copied(self) -> TrainingState:
         """With copies of the tensors, on the CPU."""
         return replace(self, tensors={name: t.detach().to("cpu", copy=True) for name, t in self.tensors.items()})
 
-    def restore(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Give the model and its optimizers, which are as new, what they had. Raises RuntimeError when it does not fit them."""
+    def restore(
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: nn.Module | None = None
+    ) -> None:
+        """Give the model, its optimizers and its average, which are new, what they had. Raises RuntimeError when it does not fit them."""
         model.load_state_dict(_below(self.tensors, "model."))
+        if average is not None:
+            average.load_state_dict(_below(self.tensors, "average."))
         for place, optimizer in enumerate(optimizers):
             own = optimizer.state_dict()
             parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -19,15 +19,17 @@ import ray.train
 import torch
 
 from trainer import memory
+from trainer.averaging import build_average, judged
 from trainer.background import BackgroundSaver
 from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.costs import check, measure
 from trainer.data import DataConfig, ImageData, load_data
+from trainer.early_stopping import is_over
 from trainer.failures import OverLimitError, kind_of, says_that_a_rank_is_lost
 from trainer.fold_scores import epochs_of_fold
 from trainer.folds import Division, divide
-from trainer.hyperparameters import TrialConfig
+from trainer.gradients import Gradients
 from trainer.joined import join
 from trainer.loop import NotFiniteError, create_model, train
 from trainer.mailbox import Assignment, Report
@@ -188,6 +190,7 @@ class _Trial:
         images = loaded.get(self._assignment, fold)
         model = create_model(config, images.data, loaded.device)
         optimizers = build_optimizers(config.optimizer, model)
+        average = build_average(config.training, model)
         position = Position(fold=fold)
         self._parameters = parameter_count(model)
         if not self._costs:
@@ -195,18 +198,21 @@ class _Trial:
             if state is None:  # what has been trained keeps to the limits: a latency is never measured the same twice
                 check(self._costs, self._assignment.costing.limits)
         if state is not None:
-            state.restore(model, optimizers)
+            state.restore(model, optimizers, average and average.model)
             self._history, self._earlier, position = [*state.history], state.seconds, state.position
         own = epochs_of_fold(self._history, fold)
         if state is not None:
-            self._report_again(is_over=_is_over(config, own))
+            self._report_again(model, position, self._is_over(own))
         epochs = train(
             model,
             config,
             images.training,
             images.validation,
             optimizers=optimizers,
+            average=average,
             position=position,
+            history=own,
+            goal=goal,
             rank=self._rank,
             world_size=self._world_size,
             should_stop=lambda: news.has_to_leave or number in news.stopped,
@@ -214,28 +220,35 @@ class _Trial:
 
         def state_now() -> TrainingState:
             seconds = self._earlier + time.time() - self._begun_at
-            return TrainingState.of(model, optimizers, config, self._history, seconds, position)
+            return TrainingState.of(
+                model, optimizers, config, self._history, seconds, position, average and average.model
+            )
 
         for metrics in epochs:
             better = goal.is_better(goal.value_of(metrics), goal.best_of(own))
             own.append(metrics)
-            ends = _is_over(config, own)
+            ends = self._is_over(own)
             if self._assignment.final:
                 better = ends
             self._history.append(replace(metrics, epoch=len(self._history) + 1, fold=fold))
             if self._rank == 0:
-                best = Checkpoint(model.state_dict(), config, metrics.epoch, goal.value_of(metrics))
+                best = Checkpoint(judged(model, average).state_dict(), config, metrics.epoch, goal.value_of(metrics))
                 is_kept = better and fold == self._assignment.fold_numbers[0]
                 saver.save(state_now(), best if is_kept else None)
             if ends:
                 saver.wait()  # who hears that a trial is complete finds its weights
-            self._report(self._history[-1], ends_fold=ends)
-        if self._rank == 0 and number not in news.stopped and not _is_over(config, own):
+            self._report(self._history[-1], ends, Gradients.of(model, position.gradients[-1:]))
+        if self._rank == 0 and number not in news.stopped and not self._is_over(own):
             saver.save(state_now(), None)
             saver.wait()
             ray.get(self._mailbox.hand_over.remote(self._group, self._index))
             raise _LeavingError("The node is taken away.")
-        return _is_over(config, own)
+        return self._is_over(own)
+
+    def _is_over(self, epochs: Sequence[EpochMetrics]) -> bool:
+        """Whether nothing comes after these epochs of a fold, numbered from 1."""
+        goal = None if self._assignment.final else metric_named(self._assignment.metric)
+        return is_over(self._assignment.config.training, epochs, goal)
 
     def _measure(self, model: Classifier, data: ImageData, device: torch.device) -> dict[str, float]:
         """What the network costs, as the first rank measures it, the same on every rank; nothing where nobody asks."""
@@ -262,13 +275,22 @@ class _Trial:
         is_of_it = state.config == self._assignment.config and state.position.fold in self._assignment.fold_numbers
         return state if is_of_it else None
 
-    def _report_again(self, is_over: bool) -> None:
+    def _report_again(self, model: Classifier, position: Position, is_over: bool) -> None:
         """Report the epochs of the history: whoever was told of them may be gone. `is_over` says whether its last one ends a fold."""
-        for metrics, following in itertools.zip_longest(self._history, self._history[1:]):
-            self._report(metrics, ends_fold=is_over if following is None else following.fold != metrics.fold)
+        before = len(self._history) - position.epochs
+        for place, (metrics, following) in enumerate(itertools.zip_longest(self._history, self._history[1:]), -before):
+            ends_fold = is_over if following is None else following.fold != metrics.fold
+            rows = position.gradients[place : place + 1] if place >= 0 else []
+            self._report(metrics, ends_fold, Gradients.of(model, rows))
 
     def _report(
-        self, metrics: EpochMetrics | None, error: Exception | None = None, tail: str = "", ends_fold: bool = False
+        self,
+        metrics: EpochMetrics | None,
+        ends_fold: bool = False,
+        gradients: Gradients | None = None,
+        *,
+        error: Exception | None = None,
+        tail: str = "",
     ) -> None:
         """Sent and not waited for; the mailbox puts what overtakes in order."""
         if self._rank == 0:
@@ -287,17 +309,13 @@ class _Trial:
                 after=self._epochs,
                 ends_fold=ends_fold,
                 costs=self._costs,
+                gradients=gradients,
             )
             self._mailbox.report.remote(self._assignment.trial, report)
 
     def _finish(self) -> None:
         if self._rank == 0:
             self._mailbox.finish.remote(self._group, self._index)
-
-
-def _is_over(config: TrialConfig, epochs: Sequence[EpochMetrics]) -> bool:
-    """Whether nothing comes after these epochs, numbered from 1, of a training. It depends on them alone, so all ranks agree."""
-    return len(epochs) >= config.training.epochs
 
 
 def _give_back_memory(device: torch.device) -> None:

@@ -12,6 +12,7 @@ from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import analyses, analysis_parts, network_chart, notes, trial_charts, trial_tables
 from dashboard.parts import choose_trial, follow, heading, plain
+from trainer.gradients import troubles
 from trainer.measuring import ACCURACY
 
 TABS = ("Overview", "Configuration", "Network", "Classes", "Mistakes", "Attention", "Kernels")
@@ -80,6 +81,8 @@ def _overview(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) 
     if not trial.epochs_done:
         st.info("No epoch of this trial has ended, so there are no curves.")
         return
+    for trouble in troubles(trial.gradients):
+        st.warning(plain(trouble.text))
     epochs = trial_tables.epochs(trial)
     left, right = st.columns(2)
     # The loss has a chart of its own.
@@ -93,6 +96,9 @@ def _overview(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) 
     ):
         chart = trial_charts.curves(epochs, metrics, title, CURVE_HEIGHT)
         place.altair_chart(chart, alt=f"{title[0].upper()}{title[1:]} by epoch")
+    gradients = trial_tables.gradients(trial)
+    if not gradients.empty:
+        st.altair_chart(trial_charts.gradients(gradients, CURVE_HEIGHT), alt="Norm of each layer's gradient by epoch")
 
 
 def _error(trial: TrialRecord) -> None:
