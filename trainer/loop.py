@@ -19,6 +19,7 @@ from trainer.hyperparameters import TrainingConfig, TrialConfig
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier, build_model
 from trainer.objective import Loss, build_loss, build_optimizers, learning_rate_factor, supports_bfloat16, update
+from trainer.torchvision_nets import load_pretrained
 from trainer.training_state import Position
 
 EVALUATION_BATCH = 1000
@@ -39,11 +40,17 @@ class Evaluation:
     labels: Tensor
 
 
-def create_model(config: TrialConfig, data: ImageData, device: torch.device) -> Classifier:
-    """The trial's network on the device, with the weights that its seed gives and whitening kernels that the data gives."""
+def create_model(config: TrialConfig, data: ImageData, device: torch.device, *, is_new: bool = True) -> Classifier:
+    """The trial's network on the device, with the weights that its seed gives and whitening kernels that the data gives.
+
+    One that is pretrained gets those weights, unless it is not new: then it is to get its own from a checkpoint, and nothing is
+    downloaded. Raises RuntimeError when pretrained weights can be neither found nor downloaded.
+    """
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, data.image_shape, len(data.classes), data.mean, data.std)
-    if config.model.whitening:
+    if config.model.is_pretrained and is_new:
+        load_pretrained(model, config.model)
+    if config.model.family == "convnet" and config.model.whitening:
         model.fit_whitening(torch.from_numpy(data.train.images[data.train.rows[:_WHITENING_IMAGES]]))
     return model.to(device)
 
@@ -69,7 +76,6 @@ def train(
     up to date, also when the training ends early. Raises NotFiniteError when the loss of an epoch is not finite.
     """
     device = training.device
-    network: nn.Module = DistributedDataParallel(model) if world_size > 1 else model
     loss_of = build_loss(config.loss)
     optimizers = build_optimizers(config.optimizer, model) if optimizers is None else optimizers
     plain_loss = build_loss(replace(config.loss, label_smoothing=0.0))
@@ -78,7 +84,13 @@ def train(
     alternating = config.augmentation.flip and config.augmentation.alternating_flip
     at_first = torch.rand(len(training), generator=_generator(config, 0)) < 0.5 if alternating else None
     position = Position() if position is None else position
+    network: nn.Module | None = None
     for epoch in range(position.epochs + 1, epochs + 1):
+        if (
+            network is None or epoch == config.model.frozen + 1
+        ):  # ranks share the gradients of what is trained, and of nothing else
+            model.freeze(epoch <= config.model.frozen)
+            network = DistributedDataParallel(model) if world_size > 1 else model
         started, skipped = time.perf_counter(), position.steps
         network.train()
         mirrored = None if at_first is None else at_first ^ (epoch % 2 == 0)

@@ -21,6 +21,7 @@ from trainer.batches import ImageTensors
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
 from trainer.failures import kind_of, says_that_a_rank_is_lost
+from trainer.hyperparameters import flatten
 from trainer.loop import NotFiniteError, create_model, train
 from trainer.mailbox import Assignment, Report
 from trainer.metrics import EpochMetrics
@@ -151,11 +152,11 @@ class _Trial:
     def _train(self, loaded: _Loaded, news: _News) -> None:
         config, number = self._assignment.config, self._assignment.trial
         data, training, validation = loaded.get(self._assignment.data)
-        model = create_model(config, data, loaded.device)
-        optimizers = build_optimizers(config.optimizer, model)
         store = CheckpointStore(self._assignment.checkpoints)
-        history, position = list[EpochMetrics](), Position()
         state = self._earlier_state(store)
+        model = create_model(config, data, loaded.device, is_new=state is None)
+        optimizers = build_optimizers(config.optimizer, model)
+        history, position = list[EpochMetrics](), Position()
         if state is not None:
             state.restore(model, optimizers)
             history, self._earlier, position = [*state.history], state.seconds, state.position
@@ -207,7 +208,8 @@ class _Trial:
             state = TrainingState.from_bytes(content)
         except ValueError:  # then it is trained again, which is safe
             return None
-        return state if state.config == self._assignment.config else None
+        # What has no effect may differ: a state does not keep it.
+        return state if flatten(state.config) == flatten(self._assignment.config) else None
 
     def _report(self, metrics: EpochMetrics | None, error: Exception | None = None, tail: str = "") -> None:
         """Sent and not waited for; the mailbox puts what overtakes in order."""
