@@ -128,7 +128,7 @@ def export_final(
 
 def rebuild(checkpoint: Checkpoint, data: ImageData) -> Classifier:
     """The checkpoint's network on the CPU, in evaluation mode."""
-    model = create_model(checkpoint.config, data, torch.device("cpu"))
+    model = create_model(checkpoint.config, data, torch.device("cpu"), is_new=False)
     model.load_state_dict(checkpoint.weights)
     return model.eval()
 
@@ -172,7 +172,8 @@ def export(
 
 def training_command(config: TrialConfig, data: DataConfig, metric: str = ACCURACY.name) -> str:
     """The `convsweep train` that trains this configuration again on this data, and keeps the best epoch by the metric."""
-    plain = flatten(unflatten({"model.blocks": config.model.blocks})) | {"model.blocks": TrialConfig().model.blocks}
+    kind = {"model.family": config.model.family, "model.blocks": config.model.blocks}
+    plain = flatten(unflatten(kind)) | {name: flatten(TrialConfig())[name] for name in kind}
     words = ["convsweep", "train", "--data", data.data if data.data in NAMES else data.name]
     for option in ("validation_fraction", "image_size", "skip_broken"):
         value = getattr(data, option)

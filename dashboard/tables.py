@@ -245,7 +245,7 @@ def duration(seconds: float) -> str:
 def _column(p: Parameter) -> Column:
     label = (p.section if p.key == "name" else p.key).replace("_", " ")
     values = f"; {p.domain}" + (", for each block" if p.per_block else "")
-    condition = f"; only with {p.condition.name} {' or '.join(map(str, p.condition.values))}" if p.condition else ""
+    condition = f"; only with {p.condition.name} {p.condition}" if p.condition else ""
     logarithmic = isinstance(p.domain, Between) and p.domain.log
     number_format = ("%.2e" if logarithmic else "%.3f") if p.type is float else None
     dtype = "string" if p.per_block else _DTYPES[p.type]

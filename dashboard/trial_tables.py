@@ -70,7 +70,7 @@ def planned_epochs(sweep: SweepRecord, trial: TrialRecord) -> int:
 def summary(trial: TrialRecord) -> list[str]:
     """The trial's origin in short: its preset, the few values that tell configurations apart, its group, its time."""
     facts = [f"preset {trial.preset}"] if trial.preset else []
-    if "model.blocks" in trial.config:
+    if "optimizer.name" in trial.config:
         facts.append(in_short(trial.config))
     if trial.group is not None:
         facts.append(f"worker {trial.group}")

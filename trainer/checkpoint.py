@@ -100,7 +100,10 @@ class CheckpointStore:
             return None
 
     def kernels(self, trial: int) -> NDArray[np.float32] | None:
-        """The weights `(F, C, k, k)` of the network's first convolution, or None when the trial has no checkpoint."""
+        """The weights `(F, C, k, k)` of the network's first convolution, or None when the trial has no checkpoint.
+
+        Raises ValueError for a network without convolutions.
+        """
         import safetensors.numpy
 
         try:
@@ -108,7 +111,13 @@ class CheckpointStore:
         except FileNotFoundError:
             return None
         # The image's mean and standard deviation, which lie outside the features, have four dimensions too.
-        kernels = [name for name, w in weights.items() if name.startswith("features.") and w.ndim == 4]
+        kernels = [
+            name
+            for name, w in weights.items()
+            if name.startswith("features.") and name.endswith("weight") and w.ndim == 4
+        ]
+        if not kernels:
+            raise ValueError("The network of this trial has no convolutions, so there are no kernels to show.")
         return weights[min(kernels, key=_forward_order)].astype(np.float32)
 
     def save_analysis(self, trial: int, content: bytes, epoch: int | None = None) -> bool:
@@ -223,8 +232,9 @@ def _header(content: bytes) -> Mapping[str, Any]:
 
 
 def _forward_order(name: str) -> list[tuple[int, str]]:
-    """Sorts the features' weights as the forward pass uses them: `features.2.` before `features.10.`."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
+    """Sorts the features' weights as the forward pass uses them: `features.2.` before `features.10.`, a stem before all else."""
+    parts = ["" if part == "stem" else part for part in name.split(".")]
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 
 def open_storage(uri: str) -> tuple[fs.FileSystem, str]:

@@ -33,6 +33,7 @@ from trainer.objective import (
     supports_bfloat16,
     update,
 )
+from trainer.torchvision_nets import load_pretrained
 from trainer.training_state import Position
 
 EVALUATION_BATCH = 1000
@@ -53,11 +54,17 @@ class Evaluation:
     labels: Tensor
 
 
-def create_model(config: TrialConfig, data: ImageData, device: torch.device) -> Classifier:
-    """The trial's network on the device, with the weights that its seed gives and whitening kernels that the data gives."""
+def create_model(config: TrialConfig, data: ImageData, device: torch.device, *, is_new: bool = True) -> Classifier:
+    """The trial's network on the device, with the weights that its seed gives and whitening kernels that the data gives.
+
+    One that is pretrained gets those weights, unless it is not new: then it is to get its own from a checkpoint, and nothing is
+    downloaded. Raises RuntimeError when pretrained weights can be neither found nor downloaded.
+    """
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, data.image_shape, len(data.classes), data.mean, data.std)
-    if config.model.whitening:
+    if config.model.is_pretrained and is_new:
+        load_pretrained(model, config.model)
+    if config.model.family == "convnet" and config.model.whitening:
         model.fit_whitening(torch.from_numpy(data.train.images[data.train.rows[:_WHITENING_IMAGES]]))
     return model.to(device)
 
@@ -90,7 +97,6 @@ def train(
     """
     device, classes = training.device, model.classifier.out_features
     average = build_average(config.training, model) if average is None else average
-    network: nn.Module = DistributedDataParallel(model) if world_size > 1 else model
     loss_of = build_loss(config.loss, class_weights(config.loss, training.labels[training.rows], classes))
     penalty = build_penalty(config.loss, model)
     optimizers = build_optimizers(config.optimizer, model) if optimizers is None else optimizers
@@ -101,9 +107,14 @@ def train(
     at_first = torch.rand(len(training), generator=_generator(config, 0)) < 0.5 if alternating else None
     position, past = Position() if position is None else position, list(history)
     assert not config.training.patience or len(past) == position.epochs
+    network: nn.Module | None = None
     for epoch in range(position.epochs + 1, epochs + 1):
         if validation is not None and is_out_of_patience(config.training, past, goal):
             return
+        frozen = epoch <= config.model.frozen
+        if network is None or epoch == config.model.frozen + 1:
+            model.freeze(frozen)  # ranks share the gradients of what is trained, and of nothing else
+            network = DistributedDataParallel(model) if world_size > 1 else model
         started, skipped = time.perf_counter(), position.steps
         network.train()
         mirrored = None if at_first is None else at_first ^ (epoch % 2 == 0)
@@ -126,7 +137,7 @@ def train(
             loss = loss_of(logits, targets).sum() * (world_size / size)
             torch.autograd.backward(loss if penalty is None else loss + penalty())
             position.steps += 1
-            if position.steps == steps:
+            if position.steps == steps and not frozen:
                 measured = measure(model)
             _descend(model, config.optimizer, optimizers)
             if average is not None:
@@ -142,7 +153,7 @@ def train(
             scores = score(judged(model, average), validation, plain_loss, config.training, rank, world_size)
         evaluation = time.perf_counter() - evaluated
         train_loss = _sum_over_ranks(total / (steps * world_size), world_size).item()
-        note(position.gradients, epoch, read(measured))
+        note(position.gradients, epoch, [] if frozen else read(measured))
         if not (torch.isfinite(torch.tensor([train_loss, scores.loss])).all()):
             why = blame(Gradients.of(model, position.gradients))
             raise NotFiniteError(

@@ -10,7 +10,7 @@ import torch
 from trainer.data import ImageData
 from trainer.evaluation import Scores
 from trainer.fold_scores import FoldFigures
-from trainer.hyperparameters import TrialConfig, describe
+from trainer.hyperparameters import ModelConfig, TrialConfig, describe
 from trainer.model import Classifier, parameter_count
 from trainer.seed_figures import SeedFigures
 
@@ -44,7 +44,7 @@ def model_card(
     speed = ", ".join(f"{name}: {value:.2f} ms" for name, value in latency.items())
     return f"""# A classifier for {data.name}
 
-A convolutional network that tells {len(data.classes)} classes apart in {colour} images of {width}x{height} pixels:
+{_kind(config.model)} that tells {len(data.classes)} classes apart in {colour} images of {width}x{height} pixels:
 {", ".join(data.classes[:50])}{" ..." if len(data.classes) > 50 else ""}.
 
 It was found and trained by convsweep. It has {parameter_count(model):,} parameters. Latency on {platform.processor() or platform.machine()}
@@ -120,6 +120,22 @@ def _fold_words(final: bool, folds: FoldFigures | None) -> str:
     )
     return f"""
 The configuration was scored by cross-validation: {folds} (95 % interval), from as many trainings, {whose}."""
+
+
+_KINDS = {
+    "convnet": "A convolutional network",
+    "resnet": "A residual network",
+    "rnn": "A recurrent network, which reads the rows of an image,",
+    "transformer": "A vision transformer",
+}
+
+
+def _kind(config: ModelConfig) -> str:
+    """What the network is, as the beginning of a sentence."""
+    if config.torchvision is None:
+        return _KINDS[config.family]
+    begun = ", which began with torchvision's weights from ImageNet," if config.pretrained else ""
+    return f"A network of torchvision's kind {config.torchvision}{begun}"
 
 
 def _worst_classes(scores: Scores, classes: tuple[str, ...]) -> str:

@@ -73,12 +73,13 @@ def build_penalty(config: LossConfig, model: Classifier) -> Callable[[], Tensor]
 def build_optimizers(config: OptimizerConfig, model: Classifier) -> list[Optimizer]:
     """The optimizers of a model, each of whose parameter groups has the configured peak learning rate as `lr`.
 
-    Weight decay shrinks kernels and matrices, never biases or normalisation. `muon` moves the kernels and matrices
-    before the classifier and leaves everything else to AdamW, as its author does.
+    Weight decay shrinks kernels and matrices, never biases, normalisation, positions or other tables. `muon` moves the kernels and
+    matrices before the classifier and leaves everything else to AdamW, as its author does.
     """
     _leave_the_compiler_out()
-    weights = [p for p in model.parameters() if p.ndim >= 2 and p.requires_grad]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    trained = [(_is_weight(name, p), p) for name, p in model.named_parameters() if p.requires_grad]
+    weights = [p for is_weight, p in trained if is_weight]
+    others = [p for is_weight, p in trained if not is_weight]
     if config.name == "muon":
         last = [p for p in weights if p is model.classifier.weight]
         hidden = [p for p in weights if p is not model.classifier.weight]
@@ -117,6 +118,11 @@ def _leave_the_compiler_out() -> None:
     for method in vars(Optimizer).values():
         if (inner := getattr(method, "__wrapped__", None)) is not None:
             setattr(inner, "__dynamo_disable", inner)
+
+
+def _is_weight(name: str, parameter: Tensor) -> bool:
+    """Whether inputs are multiplied by it, a kernel or a matrix: torch calls these so, as `in_proj_weight` and `weight_hh_l0`."""
+    return parameter.ndim >= 2 and "weight" in name.rpartition(".")[2]
 
 
 def _groups(weights: Sequence[Tensor], others: Sequence[Tensor], weight_decay: float) -> list[dict[str, object]]:

@@ -30,6 +30,7 @@ from trainer.failures import OverLimitError, kind_of, says_that_a_rank_is_lost
 from trainer.fold_scores import epochs_of_fold
 from trainer.folds import Division, divide
 from trainer.gradients import Gradients
+from trainer.hyperparameters import flatten
 from trainer.joined import join
 from trainer.loop import NotFiniteError, create_model, train
 from trainer.mailbox import Assignment, Report
@@ -188,7 +189,7 @@ class _Trial:
         """Train on the division of the images that the fold is, as new or from where the state is; whether it came to its end."""
         config, number, goal = self._assignment.config, self._assignment.trial, metric_named(self._assignment.metric)
         images = loaded.get(self._assignment, fold)
-        model = create_model(config, images.data, loaded.device)
+        model = create_model(config, images.data, loaded.device, is_new=state is None)
         optimizers = build_optimizers(config.optimizer, model)
         average = build_average(config.training, model)
         position = Position(fold=fold)
@@ -272,8 +273,9 @@ class _Trial:
             state = TrainingState.from_bytes(content)
         except ValueError:  # then it is trained again, which is safe
             return None
-        is_of_it = state.config == self._assignment.config and state.position.fold in self._assignment.fold_numbers
-        return state if is_of_it else None
+        # What has no effect may differ: a state does not keep it.
+        is_of_it = flatten(state.config) == flatten(self._assignment.config)
+        return state if is_of_it and state.position.fold in self._assignment.fold_numbers else None
 
     def _report_again(self, model: Classifier, position: Position, is_over: bool) -> None:
         """Report the epochs of the history: whoever was told of them may be gone. `is_over` says whether its last one ends a fold."""
