@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,25 +73,33 @@ def _promised(task: Task) -> str:
 def _section(name: str, content: Mapping[str, Any]) -> str:
     found = content["found"]
     commands = "".join(f"$ {step}\n" for step in found["steps"])
-    recall = ", ".join(f"{label} {100 * share:.1f} %" for label, share in found["test"]["recall"].items())
-    ran = f"{_trials(found)} {_confirmed(found)}".strip()
     versions = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
     return (
-        f"## {name}\n\n```console\n{commands}```\n\n{ran}{' ' if ran else ''}On the test split: accuracy "
-        f"{100 * found['test']['accuracy']:.2f} %, macro-F1 {100 * found['test']['macro_f1']:.2f} %. Recognised of each class: {recall}.\n\n"
+        f"## {name}\n\n```console\n{commands}```\n\n{' '.join([*_trials(found), *_confirmed(found), _tested(found)])}\n\n"
         f"*{content['machine']}; {versions}; {content['day']}.*\n"
     )
 
 
-def _trials(found: Mapping[str, Any]) -> str:
-    if "sweep" not in found:
-        return ""
-    states = ", ".join(f"{count} {state}" for state, count in found["sweep"]["trials"].items())
-    return f"The sweep took {found['sweep']['seconds']:.0f} s for its trials: {states}; trial {found['best']['trial']} was the best."
+def _trials(found: Mapping[str, Any]) -> Iterator[str]:
+    if "sweep" in found:
+        states = ", ".join(f"{count} {state}" for state, count in found["sweep"]["trials"].items())
+        yield f"The sweep took {found['sweep']['seconds']:.0f} s ({states}); trial {found['best']['trial']} was the best."
 
 
-def _confirmed(found: Mapping[str, Any]) -> str:
-    return ""
+def _confirmed(found: Mapping[str, Any]) -> Iterator[str]:
+    for one in found.get("confirmed", {}).get("configurations", ()):
+        spread = "" if one["deviation"] is None else f" +- {100 * one['deviation']:.2f}"
+        tied = {True: "as good as the best", False: "worse", None: "not compared"}[one["tied"]]
+        yield f"Trial {one['trial']} confirmed with {one['n']} seeds: {100 * one['mean']:.2f}{spread} %, {tied}."
+
+
+def _tested(found: Mapping[str, Any]) -> str:
+    test = found["test"]
+    recall = ", ".join(f"{label} {100 * share:.1f} %" for label, share in test["recall"].items())
+    return (
+        f"On the test split: accuracy {100 * test['accuracy']:.2f} %, macro-F1 {100 * test['macro_f1']:.2f} %. Of each class are "
+        f"recognised: {recall}."
+    )
 
 
 def examples(tasks: Mapping[str, Task]) -> list[Path]:
@@ -107,7 +115,9 @@ def with_measured(file: Path, tasks: Mapping[str, Task], content: Mapping[str, A
     lines = [_line(name, task, content) for name, task in tasks.items() if task.example == file.parent.name]
     there = len(MEASURED.findall(text := file.read_text()))
     if there != len(lines):
-        raise ValueError(f"{file} must have a line 'Measured: ...' for each of its {len(lines)} task(s), but has {there}.")
+        raise ValueError(
+            f"{file} must have a line 'Measured: ...' for each of its {len(lines)} task(s), but has {there}."
+        )
     following = iter(lines)
     return MEASURED.sub(lambda _: next(following), text)
 
@@ -116,8 +126,10 @@ def _line(name: str, task: Task, content: Mapping[str, Any]) -> str:
     if name not in content:
         return f"Measured: not yet; `python -m bench.tasks --tasks {name}` does it."
     found = content[name]["found"]
-    sweep = f"the sweep's {sum(found['sweep']['trials'].values())} trials" if "sweep" in found else "the training"
+    sweep = found.get("sweep")
+    trials = f"{sum(sweep['trials'].values())} trials in {sweep['seconds']:.0f} s, " if sweep else ""
+    where = f"{content[name]['machine']}; {content[name]['day']}"
     return (
-        f"Measured: {measured(task, found)} on the test split; {found['sweep']['seconds']:.0f} s for {sweep}, {found['seconds']:.0f} s "
-        f"for all commands ({content[name]['machine']}; {content[name]['day']})."
+        f"Measured: {measured(task, found)} on the test split; {trials}all commands in "
+        f"{found['seconds']:.0f} s ({where})."
     )
