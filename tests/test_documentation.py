@@ -59,7 +59,7 @@ def test_a_command_that_is_shown_can_be_run(file: Path, command: str) -> None:
 
 
 def test_every_command_is_shown_in_the_readme() -> None:
-    shown = {command.split()[0] for file, command in SHOWN if file.name == "README.md"}
+    shown = {command.split()[0] for file, command in SHOWN if file == ROOT / "README.md"}
     assert set(PROGRAM.commands) <= shown
 
 
