@@ -95,10 +95,10 @@ def _confirmed(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _tested(found: Mapping[str, Any]) -> str:
     test = found["test"]
-    recall = ", ".join(f"{label} {100 * share:.1f} %" for label, share in test["recall"].items())
+    recall = ", ".join(f"{label}: {100 * share:.1f} %" for label, share in test["recall"].items())
     return (
-        f"On the test split: accuracy {100 * test['accuracy']:.2f} %, macro-F1 {100 * test['macro_f1']:.2f} %. Of each class are "
-        f"recognised: {recall}."
+        f"On the test split: accuracy {100 * test['accuracy']:.2f} %, macro-F1 {100 * test['macro_f1']:.2f} %. Recognised of "
+        f"each class, {recall}."
     )
 
 

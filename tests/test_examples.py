@@ -21,12 +21,14 @@ from cluster.config import SweepConfig, make_config, read_sweep_file
 from trainer.data import DataConfig, load_data
 from trainer.hyperparameters import flatten
 from trainer.named_data import NAMES
+from trainer.presets import PRESETS
 
 EXAMPLES = ROOT / "examples"
 FOLDERS = sorted(folder for folder in EXAMPLES.iterdir() if folder.is_dir())
 SWEEP_FILES = sorted(EXAMPLES.rglob("*.yaml"))
 SCRIPTS = sorted(EXAMPLES.rglob("*.py"))
 RUN = re.compile(r"^python (\S+\.py)", re.MULTILINE)
+PRESET = re.compile(r"preset:? ([\w-]*\w)")
 TOOLS = (
     "training.sampling",
     "loss.class_weights",
@@ -105,6 +107,14 @@ def test_a_script_that_a_page_runs_is_there(folder: Path) -> None:
 def test_what_is_measured_is_what_the_page_shows(task: str) -> None:
     shown = (EXAMPLES / str(TASKS[task].example) / "README.md").read_text().splitlines()
     assert [step for step in TASKS[task].steps if step not in shown] == []
+
+
+def test_a_preset_that_is_named_is_one() -> None:
+    steps = "\n".join(step for task in TASKS.values() for step in task.steps)
+    pages = [file for kind in ("md", "yaml") for file in EXAMPLES.rglob(f"*.{kind}")]
+    texts = [steps, *(file.read_text() for file in pages)]
+    named = {name for text in texts for name in PRESET.findall(text)}
+    assert {"mnist-fast", "mnist-rnn"} <= named <= set(PRESETS)
 
 
 def test_every_example_is_measured() -> None:

@@ -105,8 +105,8 @@ def test_a_section_says_what_was_run_and_what_came_of_it() -> None:
         "```",
         "",
         "The sweep took 50 s (2 COMPLETE, 1 PRUNED); trial 3 was the best. Trial 3 confirmed with 3 seeds: 98.00 +- 0.10 %, as good as "
-        "the best. Trial 1 confirmed with 3 seeds: 90.00 +- 0.20 %, worse. On the test split: accuracy 50.00 %, macro-F1 50.00 %. Of each "
-        "class are recognised: cat 75.0 %, dog 50.0 %.",
+        "the best. Trial 1 confirmed with 3 seeds: 90.00 +- 0.20 %, worse. On the test split: accuracy 50.00 %, macro-F1 50.00 %. "
+        "Recognised of each class, cat: 75.0 %, dog: 50.0 %.",
         "",
         "*a machine; python 3.11; 2026-01-01.*",
     ]
