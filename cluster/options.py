@@ -42,7 +42,9 @@ Goals = Annotated[
 ]
 Constraints = Annotated[
     list[str] | None,
-    typer.Option("--constraint", metavar="'COST <= N'", help="What a trial must keep to be trained: 'latency_ms <= 5'."),
+    typer.Option(
+        "--constraint", metavar="'COST <= N'", help="What a trial must keep to be trained: 'latency_ms <= 5'."
+    ),
 ]
 LatencyBatch = Annotated[int | None, typer.Option(help="How many images at a time latency_ms is of. [default: 1]")]
 Workers = Annotated[

@@ -91,9 +91,7 @@ class SweepStudy:
     def _enqueue_best_of(self, other: str, config: SweepConfig) -> None:
         """The other sweep's best configuration, with this one's epochs and seed, unless it lies outside of the space."""
         complete = [
-            t
-            for t in self._trials_of(other, config)
-            if t.state == TrialState.COMPLETE and "config" in t.user_attrs
+            t for t in self._trials_of(other, config) if t.state == TrialState.COMPLETE and "config" in t.user_attrs
         ]
         if complete:
             best = max(complete, key=lambda t: config.goal.merit(t.value)).user_attrs["config"]

@@ -278,7 +278,9 @@ class _CheckpointKeeper:
     def __init__(self, store: CheckpointStore, keep: int, study: SweepStudy) -> None:
         self._store, self._keep, self._objectives = store, keep, study.config.objectives
         present, trials = set(store.trials()), study.read().trials
-        self._values = {t.number: t.value for t in trials if t.number in present and t.value is not None}
+        self._values: dict[int, float | None] = {
+            t.number: t.value for t in trials if t.number in present and t.value is not None
+        }
         self._points: dict[int, tuple[float, ...]] = {}
         for trial in trials:
             if trial.state == "COMPLETE" and trial.infeasible is None:

@@ -39,7 +39,7 @@ class Assignment:
     max_retries: int = 2
     epoch_timeout: float | None = None
     metric: str = "accuracy"
-    costing: Costing = Costing()
+    costing: Costing = field(default_factory=Costing)
 
 
 @dataclass(frozen=True)
