@@ -276,20 +276,15 @@ class _CheckpointKeeper:
     """Keeps the checkpoints of the best few trials, with several goals of the front too, and removes the others as trials end."""
 
     def __init__(self, store: CheckpointStore, keep: int, study: SweepStudy) -> None:
-        self._store, self._keep, self._objectives = store, keep, study.config.objectives
+        self._store, self._keep, self._merit = store, keep, study.config.goal.merit
         present, trials = set(store.trials()), study.read().trials
-        self._values: dict[int, float | None] = {
-            t.number: t.value for t in trials if t.number in present and t.value is not None
-        }
+        known = (t for t in trials if t.number in present and t.value is not None)
+        self._values: dict[int, float | None] = {t.number: t.value for t in known}
+        self._objectives = study.config.objectives
         self._points: dict[int, tuple[float, ...]] = {}
         for trial in trials:
             if trial.state == "COMPLETE" and trial.infeasible is None:
                 self._note_point(trial.number, trial.value, trial.costs)
-
-    def _note_point(self, number: int, value: float | None, costs: Mapping[str, float]) -> None:
-        point = self._objectives.point(value, costs)
-        if point is not None and self._objectives.costs:
-            self._points[number] = point
 
     def started(self, trial: RunningTrial) -> None:
         """Nothing to do."""
@@ -311,14 +306,16 @@ class _CheckpointKeeper:
             if trial.infeasible is None:
                 self._note_point(trial.number, trial.best_value, trial.costs)
             front = unbeaten(self._points)
-            for surplus in self._best_first()[self._keep :]:
-                if surplus not in front:
-                    del self._values[surplus]
-                    self._store.delete(surplus)
+            best_first = sorted(self._values, key=lambda number: (-self._merit(self._values[number]), number))
+            for number in best_first[self._keep :]:
+                if number not in front:
+                    del self._values[number]
+                    self._store.delete(number)
 
-    def _best_first(self) -> list[int]:
-        merit = self._objectives.metric.merit
-        return sorted(self._values, key=lambda number: (-merit(self._values[number]), number))
+    def _note_point(self, number: int, value: float | None, costs: Mapping[str, float]) -> None:
+        point = self._objectives.point(value, costs)
+        if point is not None and self._objectives.costs:
+            self._points[number] = point
 
     def tidy(self, study: SweepStudy) -> None:
         """Once the groups are gone: a group may have saved a trial again after it was given up."""
