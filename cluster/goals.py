@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from trainer.costs import COSTS, Costing, Limit
 from trainer.hyperparameters import nearest
@@ -25,9 +25,9 @@ class Objectives:
     latency_batch: int = 1
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Literal["maximize", "minimize"]]:
         """What Optuna calls them: maximize or minimize."""
-        return [self.metric.direction, *("minimize" for _ in self.costs)]
+        return [self.metric.direction] + ["minimize"] * len(self.costs)
 
     @property
     def costing(self) -> Costing:

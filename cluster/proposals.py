@@ -215,7 +215,7 @@ def _known(trial: FrozenTrial, space: Space, objectives: Objectives) -> FrozenTr
 
 def _constraints(trial: FrozenTrial, objectives: Objectives) -> dict[str, float]:
     """What Optuna knows of it by this sweep's constraints: above 0 for one that is broken."""
-    memory = {INFEASIBLE: trial.constraints[INFEASIBLE]} if INFEASIBLE in trial.constraints else {}
+    memory: dict[str, float] = {name: excess for name, excess in trial.constraints.items() if name == INFEASIBLE}
     return memory | objectives.excesses(_final(trial), _costs(trial.user_attrs))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from cluster.confirmed import compare_confirmed
 from cluster.record import SweepRecord, SweepSummary, TrialRecord
@@ -132,37 +133,54 @@ def show_list(sweeps: Sequence[SweepSummary], as_json: bool) -> None:
     _output().print(table)
 
 
-def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
-    """A sweep's trials, the best first."""
-    ranking, goal = sweep.trials, sweep.config.goal
+def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool, front: bool = False) -> None:
+    """A sweep's trials, the best first; with `front` those on its Pareto front alone."""
+    goal, objectives = sweep.config.goal, sweep.config.objectives
+    ranking = [t for t in sweep.trials if t.number in sweep.front] if front else sweep.trials
     if as_json:
-        head = {"sweep": sweep.name, "state": sweep.state, "metric": goal.field} | sweep.timing.to_json()
+        head: dict[str, Any] = {"sweep": sweep.name, "state": sweep.state, "metric": goal.field}
+        head |= {"goals": list(sweep.config.goals), "constraints": list(sweep.config.constraints)}
+        head |= sweep.timing.to_json()
         head |= {"spent": sweep.spent_to_json(), "reason": sweep.ending and sweep.ending.reason}
-        _print_json(head | {"trials": [t.to_json() for t in (ranking[:top] if top else ranking)]})
+        trials = [t.to_json() | {"front": t.number in sweep.front} for t in (ranking[:top] if top else ranking)]
+        _print_json(head | {"trials": trials})
         return
     out = _output()
     if not ranking:
-        out.print(f"Sweep {sweep.name!r} has no trials yet.")
+        out.print(f"Sweep {sweep.name!r} has no trials yet." if not front else _no_front(sweep))
         return
-    table = Table(
-        "", "trial", "state", goal.label, "epochs", "seconds", "parameters", "configuration", box=None, padding=(0, 1)
-    )
+    costs = [name for name in objectives.costing.names if name != "parameters"]  # these have a column anyway
+    heads = ("epochs", "seconds", "parameters", *map(objectives.label, costs), "configuration")
+    table = Table("", "trial", "state", goal.label, *heads, box=None, padding=(0, 1))
+    marked = sweep.front if objectives.costs else ()
     for place, trial in enumerate(ranking[: top or 10], 1):
         preset = f"preset {trial.preset}: " if trial.preset else ""
+        beyond = f"[{trial.infeasible}] " if trial.infeasible else ""
         parameters = f"{trial.parameters:,}" if trial.parameters else ""
         table.add_row(
-            str(place),
+            f"{place}{' *' if trial.number in marked else ''}",
             str(trial.number),
             trial.state,
             _value(trial),
             str(trial.epochs_done),
             f"{trial.train_seconds:.1f}",
             parameters,
-            preset + in_short(trial.config),
+            *(f"{trial.costs[name]:.4g}" if name in trial.costs else "" for name in costs),
+            Text(beyond + preset + in_short(trial.config)),
         )
     out.print(table)
     if len(ranking) > (top or 10):
         out.print(f"and {len(ranking) - (top or 10)} more: --top {len(ranking)}")
+    if marked and not front:
+        goals = ", ".join(objectives.costs)
+        out.print(
+            f"* the front of {goal.name}, {goals}: no trial is better in one of them and as good in the others; --front"
+        )
+
+
+def _no_front(sweep: SweepRecord) -> str:
+    keeps = " and keeps to the constraints" if sweep.config.constraints else ""
+    return f"No trial of sweep {sweep.name!r} is complete{keeps}."
 
 
 def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
@@ -181,6 +199,10 @@ def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
         out.print(f"of {len(trial.fold_values)} folds: {'  '.join(map(_score, trial.fold_values))}", soft_wrap=True)
     if trial.error:
         out.print(trial.error, style="red", markup=False)
+    if trial.infeasible:
+        out.print(f"It does not keep to the sweep's constraints: {trial.infeasible}", style="red", markup=False)
+    if trial.costs:
+        out.print(", ".join(f"{name} {value:,.6g}" for name, value in trial.costs.items()), markup=False)
     if trial.log:
         out.print(f"Log: {trial.log}", markup=False, soft_wrap=True)
     table = Table("hyperparameter", "value", "meaning", box=None)
@@ -216,6 +238,8 @@ def show_outcome(sweep: SweepRecord, state: str, reason: str | None, folder: str
         notes.print(f"When that is mended, go on with it: convsweep resume {sweep.name}{option}", soft_wrap=True)
     elif state == "FINISHED" and not as_json:
         _output().print(_gain(sweep) + _next_steps(sweep.name, option), soft_wrap=True)
+    if state == "FINISHED" and sweep.best is None and sweep.config.constraints:
+        notes.print(_no_front(sweep) + " Widen the constraints, or narrow the space.", markup=False, soft_wrap=True)
 
 
 def _gain(sweep: SweepRecord) -> str:

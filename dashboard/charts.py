@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -31,6 +32,7 @@ _KINDS = {
     "preset": _Kind("#ff7f0e", "diamond", 200),
     "selected": _Kind("#d62728", "circle", 110),
 }
+_BOUND_COLOUR = "#9467bd"
 _EPOCH_AXIS = alt.Axis(title="epoch", tickMinStep=1, format="d", grid=False)
 
 
@@ -67,17 +69,26 @@ def best_by_trial(progress: pd.DataFrame, goal: Metric = ACCURACY) -> alt.LayerC
 
 
 def value_against_cost(
-    points: pd.DataFrame, cost: Cost, selected: Collection[int] = (), goal: Metric = ACCURACY
+    points: pd.DataFrame,
+    cost: Cost,
+    selected: Collection[int] = (),
+    goal: Metric = ACCURACY,
+    limits: Mapping[str, float] | None = None,
 ) -> alt.LayerChart:
-    """The trials of `pareto.points`; a line joins those in the front, and the preset's and the selected ones stand out."""
+    """The trials of `pareto.points`; a line joins those in the front, and the preset's and the selected ones stand out.
+
+    Where `limits` has a bound of the "cost" or of the "value", a dashed line shows it.
+    """
     shown = points.assign(kind=_kinds(points, selected), name=points["trial"].map(trial_name))
     shown["size"] = shown["kind"].map({kind: look.size for kind, look in _KINDS.items()})
     kinds = [kind for kind in _KINDS if (shown["kind"] == kind).any()]
     shown = shown.sort_values("kind", key=lambda kind: kind.map(list(_KINDS).index))  # what matters is drawn last
-    spread = points["cost"].max() > 10 * points["cost"].min()
+    limits = limits or {}
+    spread = max(points["cost"].max(), limits.get("cost", 0)) > 10 * points["cost"].min()
     scale = alt.Scale(type="log" if spread else "linear", zero=False, nice=not spread, padding=15)
     axis = alt.Axis(title=cost.axis, format=cost.format, tickCount=5, labelOverlap=True)
-    base = alt.Chart(shown).encode(x=alt.X("cost:Q", scale=scale, axis=axis), y=value_axis("value", goal))
+    x, y = alt.X("cost:Q", scale=scale, axis=axis), value_axis("value", goal)
+    base = alt.Chart(shown).encode(x=x, y=y)
     line = base.transform_filter("datum.front").mark_line(interpolate="step-after", color=_KINDS["front"].colour)
 
     def by_kind(attribute: str) -> alt.Scale:
@@ -95,7 +106,16 @@ def value_against_cost(
         ],
     )
     clickable = dots.add_params(alt.selection_point(CLICKED, fields=["trial"]))
-    chart: alt.LayerChart = (line + clickable).properties(height=HEIGHT)
+    bounds = [_bound(field, bound, x if field == "cost" else y) for field, bound in limits.items()]
+    chart: Any = alt.layer(line, clickable, *bounds)  # of a type that would allow for facets
+    layers: alt.LayerChart = chart.properties(height=HEIGHT)
+    return layers
+
+
+def _bound(field: str, bound: float, channel: alt.X | alt.Y) -> alt.Chart:
+    """A dashed line at the bound of a constraint, across the axis of the channel."""
+    line = alt.Chart(pd.DataFrame({field: [bound]})).mark_rule(strokeDash=[6, 4], color=_BOUND_COLOUR, strokeWidth=1.5)
+    chart: alt.Chart = line.encode(channel, alt.Tooltip(f"{field}:Q", title="constraint", format=",.4~g"))
     return chart
 
 

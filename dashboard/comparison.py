@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import gains, search_tables, tables
 from dashboard.search_tables import Over
+from trainer.costs import COSTS
 from trainer.hyperparameters import parameters
 
 NOTHING = "–"
@@ -51,6 +52,11 @@ def outcome(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> pd.DataFrame:
         "latency, ms": [_number(tables.median(t, "latency"), ".4f") for t in trials],
         "preset": [t.preset or NOTHING for t in trials],
     }
+    for name, cost in COSTS.items():
+        if name != "parameters" and any(name in t.costs for t in trials):
+            rows[f"measured {cost.label}, {cost.unit}"] = [_number(t.costs.get(name), ".4g") for t in trials]
+    if any(t.infeasible for t in trials):
+        rows["beyond a constraint"] = [t.infeasible or NOTHING for t in trials]
     return _side_by_side("outcome", rows, trials)
 
 

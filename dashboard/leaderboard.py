@@ -66,7 +66,7 @@ def show(sweep: SweepRecord, board: Board, columns: Sequence[str], marks: pd.Ser
         shown.insert(2, "marks", marks)
         st.dataframe(
             shown,
-            column_config=_column_config(tables.columns(board.table, sweep.config.goal), sweep.config.goal),
+            column_config=_column_config(tables.columns(board.table, sweep.config.goal), sweep),
             hide_index=True,
             placeholder="",
             height=HEIGHT if len(numbers) > 10 else "content",
@@ -205,10 +205,13 @@ def _forget_rows(key: str) -> None:
     st.session_state.pop(f"{key}, as shown", None)
 
 
-def _column_config(columns: dict[str, Column], goal: Metric) -> dict[str, Any]:
+def _column_config(columns: dict[str, Column], sweep: SweepRecord) -> dict[str, Any]:
+    goal, goals = sweep.config.goal, ", ".join((sweep.config.goal.name, *sweep.config.goals))
+    front = f"no trial is better in one of {goals} and as good in the others"
+    front = front if sweep.config.goals else "no trial shown is both better and cheaper"
     marks = st.column_config.MultiselectColumn(
         "mark",
-        help="preset: the baseline, which the others are compared with. front: no trial shown is both better and cheaper",
+        help=f"preset: the baseline, which the others are compared with. front: {front}",
         options=["preset", "front"],
         color=["orange", "green"],
         width=115,

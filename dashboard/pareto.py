@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cluster.pareto import on_front
 from trainer.measuring import ACCURACY, Metric
 
 AT_MOST_POINTS = 1000
@@ -29,22 +30,27 @@ COSTS = {
     "parameters": Cost("parameters", "trainable parameters", "Trainable parameters of the network", ",.3~s"),
     "train_seconds": Cost("train time", "train time, seconds", "Time of training and validation, seconds", ",.4~g"),
     "latency": Cost("latency", "latency per image, milliseconds", "Milliseconds to classify an image", ",.3~g"),
+    "size_mb": Cost("size", "size of the weights, MB", "Size of the weights as they are stored", ",.3~g"),
+    "latency_ms": Cost("latency", "latency, milliseconds", "Milliseconds of a forward pass", ",.3~g"),
 }
 """What the metric can be weighed against, by name."""
+_ALWAYS = ("parameters", "train_seconds")
+
+
+def offered(table: pd.DataFrame) -> list[str]:
+    """What the metric of a ranking's trials can be weighed against: the latter columns are there when any trial has them."""
+    return [name for name in COSTS if name in _ALWAYS or name in table]
 
 
 def front(table: pd.DataFrame, cost: str, goal: Metric = ACCURACY) -> frozenset[int]:
     """The numbers of the complete trials that no other complete trial of the ranking beats in value and cost at once.
 
-    Of equal ones all are in it. Trials without the cost are left out.
+    Of equal ones all are in it. Trials without the cost, and those beyond a constraint, are left out.
     """
     trials = _complete(table, cost, goal)
-    costs, values = trials["cost"].to_numpy(), trials["merit"].to_numpy()
-    order = np.lexsort((-values, costs))
-    costs, values = costs[order], values[order]
-    first = np.searchsorted(costs, costs)  # of those that cost the same: the best of them
-    cheaper = np.concatenate([[-np.inf], np.maximum.accumulate(values)])[first]
-    return frozenset(trials["trial"].to_numpy()[order][(values > cheaper) & (values == values[first])].tolist())
+    trials = trials[~trials["infeasible"]]
+    found = on_front(np.column_stack([-trials["merit"].to_numpy(), trials["cost"].to_numpy()]))
+    return frozenset(trials["trial"].to_numpy()[found].tolist())
 
 
 def points(
@@ -69,7 +75,7 @@ def points(
     if len(others) > room:
         others = others.iloc[np.linspace(0, len(others) - 1, room).astype(int)]
     chosen = pd.concat([trials[stays], others]).sort_values(["cost", "merit"], ignore_index=True)
-    return chosen.drop(columns="merit")
+    return chosen.drop(columns=["merit", "infeasible"])
 
 
 def complete_count(table: pd.DataFrame, cost: str) -> int:
@@ -78,9 +84,10 @@ def complete_count(table: pd.DataFrame, cost: str) -> int:
 
 
 def _complete(table: pd.DataFrame, cost: str, goal: Metric) -> pd.DataFrame:
-    """The complete trials that have the cost, in the ranking's order: trial, value, cost, preset, merit."""
+    """The complete trials that have the cost, in the ranking's order: trial, value, cost, preset, infeasible, merit."""
     found = pd.DataFrame({"trial": table["trial"], "value": table["value"], "cost": table[cost]})
     found["preset"] = table["preset"] if "preset" in table else pd.Series(dtype="string")
+    found["infeasible"] = table["infeasible"].notna() if "infeasible" in table else False
     usable = (table["state"] == "COMPLETE") & found["value"].notna() & (found["cost"] > 0)
     found = found[
         usable.fillna(False).to_numpy(dtype=bool) & np.isfinite(found["cost"].to_numpy(float, na_value=np.nan))

@@ -57,7 +57,11 @@ def outcome(goal: Metric) -> tuple[Column, ...]:
 _FIRST = (
     Column("rank", "#", "Complete trials by value, then pruned ones by value", "Int64"),
     Column("trial", "trial", "The trial's number in the sweep", "Int64"),
-    Column("state", "state", "COMPLETE ran to its end, PRUNED was stopped for its score, FAIL could not go on"),
+    Column(
+        "state",
+        "state",
+        "COMPLETE ran to its end, PRUNED was stopped for its score or not trained for its cost, FAIL could not go on",
+    ),
 )
 _LAST = (
     Column("parameters", "parameters", "Trainable parameters of the network", "Int64", "%,d"),
@@ -71,14 +75,23 @@ _LAST = (
         "Float64",
         "%.4f ms",
     ),
+    Column("size_mb", "size", "Size of the network's weights as they are stored, in 10^6 bytes", "Float64", "%.3f MB"),
+    Column(
+        "latency_ms",
+        "latency",
+        "Milliseconds of a forward pass of as many images as the sweep's latency_batch says, before the first epoch",
+        "Float64",
+        "%.3f ms",
+    ),
     Column("preset", "preset", "The named configuration that the trial had, if any"),
+    Column("infeasible", "beyond a constraint", "Which of the sweep's constraints the trial does not keep to"),
     Column("error", "error", "Why a failed trial could not go on; in full below the table"),
 )
 OUTCOME = outcome(ACCURACY)
 """The ranking's columns that say what became of a trial; those that may be left out are in `_OPTIONAL`."""
 
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
-_OPTIONAL = ("gain", "latency", "preset", "error")
+_OPTIONAL = ("gain", "latency", "size_mb", "latency_ms", "preset", "infeasible", "error")
 _ARROW = {"Int64": pa.int64(), "Float64": pa.float64(), "string": pa.large_string(), "boolean": pa.bool_()}
 _PANDAS = {arrow: pd.api.types.pandas_dtype(name) for name, arrow in _ARROW.items()}
 _DTYPES: dict[type, str] = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
@@ -110,6 +123,7 @@ class Rankings:
         found = rows.assign(rank=places, gain=over.astype("Float64"))
         own = [c.name for c in OUTCOME]
         missing = {name for name in found if (name in _OPTIONAL or name not in own) and found[name].isna().all()}
+        missing |= {"latency"} if "latency_ms" not in missing else set()  # what was measured, not what evaluations took
         others = _hyperparameter_columns({str(name): None for name in rows.columns if name not in own})
         shown = [name for name in [*own, *(c.name for c in others)] if name not in missing]
         shown.sort(key=lambda name: name == "error")  # the longest goes last
@@ -204,8 +218,8 @@ def failures(trials: Iterable[TrialRecord]) -> dict[str, list[TrialRecord]]:
 
 def export(trials: Sequence[TrialRecord]) -> str:
     """The trials as CSV, for other programs: every hyperparameter under its full name, a column for each block."""
-    rows = [{**t.to_json(), "error": t.error} | t.config for t in trials]
-    return pd.DataFrame(rows).drop(columns="config", errors="ignore").to_csv(index=False)
+    rows = [{**t.to_json(), "error": t.error, **t.costs} | t.config for t in trials]
+    return pd.DataFrame(rows).drop(columns=["config", "costs"], errors="ignore").to_csv(index=False)
 
 
 def counts(sweep: SweepRecord) -> tuple[str, str]:
@@ -274,7 +288,10 @@ def _outcome(trial: TrialRecord, goal: Metric) -> tuple[object, ...]:
         trial.epochs_done,
         median(trial, "images_per_second"),
         median(trial, "latency"),
+        trial.costs.get("size_mb"),
+        trial.costs.get("latency_ms"),
         trial.preset,
+        trial.infeasible,
         first_line(trial.error) if trial.error else None,
     )
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import gains, tables
+from trainer.costs import COSTS
 from trainer.domains import Value
 from trainer.hyperparameters import ModelConfig, flatten, in_short, parameter, unflatten
 from trainer.layers import Layer
@@ -42,6 +43,7 @@ def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
             f"{gains.meaning(goal)} ({against})",
         ),
         Fact("Parameters", _text(trial.parameters, "{:,}"), "Trained numbers of the network"),
+        *_costs(sweep, trial),
         Fact(
             "Epochs",
             f"{trial.epochs_done} of {planned}",
@@ -60,6 +62,20 @@ def _early(trial: TrialRecord, planned: int) -> str:
     if trial.state != "COMPLETE" or trial.epochs_done >= planned:
         return ""
     return f"; the last {trial.config.get('training.patience')} were no better, so it ended (training.patience)"
+
+
+def _costs(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
+    """What else was measured of the network, where the sweep has goals or constraints."""
+    measured = [cost for name, cost in COSTS.items() if name in trial.costs and name != "parameters"]
+    batch = f", {sweep.config.latency_batch} image(s) at a time"
+    return [
+        Fact(
+            cost.label.capitalize(),
+            f"{trial.costs[cost.name]:.4g} {cost.unit}",
+            cost.meaning.capitalize() + batch * (cost.name == "latency_ms"),
+        )
+        for cost in measured
+    ]
 
 
 def planned_epochs(sweep: SweepRecord, trial: TrialRecord) -> int:
@@ -86,6 +102,8 @@ def why_no_weights(trial: TrialRecord) -> str:
             return "The trial has not begun, so there are no weights to look at yet."
         case "RUNNING":
             return "The trial's first epoch has not ended, so there are no weights to look at yet."
+        case "PRUNED" if trial.infeasible and not trial.epochs_done:
+            return "The trial was not trained, so there are no weights to look at."
         case "PRUNED":
             return "The search stopped this trial, and weights are kept of the best trials only."
         case "FAIL":
@@ -98,6 +116,8 @@ def why_no_weights(trial: TrialRecord) -> str:
 
 def why_pruned(sweep: SweepRecord, trial: TrialRecord) -> str:
     """When the search stopped a pruned trial, and what that means."""
+    if trial.infeasible and not trial.epochs_done:
+        return f"This trial was not trained, since its network costs more than the sweep's constraints allow: {trial.infeasible}."
     return (
         f"The search stopped this trial after epoch {trial.epochs_done} of {planned_epochs(sweep, trial)}: its "
         f"{sweep.config.goal.label} was not among the best of the trials that got there. Weights of pruned trials are not kept."

@@ -13,6 +13,7 @@ from cluster.record import SweepRecord, TrialRecord
 from dashboard import budget_bars, charts, confirmed_table, gains, leaderboard, pareto, tables
 from dashboard.leaderboard import Board
 from dashboard.parts import counted, follow, heading, plain
+from trainer.costs import COSTS
 
 CURVES_BY_DEFAULT = 5
 COMPARED = range(2, 7)
@@ -38,10 +39,11 @@ def _content(sweep: SweepRecord) -> None:
     place = st.container()
     left, right = st.columns(2, gap="medium")
     with left:
-        cost = _choose_cost(sweep)
+        cost = _choose_cost(sweep, board)
     front = pareto.front(board.table, cost, sweep.config.goal)
+    marked = sweep.front if sweep.config.goals else front
     with place:
-        selected = leaderboard.show(sweep, board, columns, leaderboard.marks(board.table, front))
+        selected = leaderboard.show(sweep, board, columns, leaderboard.marks(board.table, marked))
     with left:
         _value_against_cost(sweep, board, cost, front, selected)
     with right:
@@ -56,7 +58,8 @@ def _facts(sweep: SweepRecord) -> None:
         plain(config.data.name),
         counted(config.trials, "trial") if config.trials else f"trials for {budget_bars.allowed(config.budget)}",
         f"up to {counted(config.epochs, 'epoch')}",
-        f"best by {config.goal.label}",
+        f"best by {config.goal.label}" + "".join(f", {COSTS[name].label}" for name in config.goals),
+        *(plain(constraint) for constraint in config.constraints),
         f"sampler {config.sampler}",
         f"pruner {config.pruner}",
         counted(sweep.timing.groups, "worker group"),
@@ -120,13 +123,17 @@ def _link(page: str, label: str, about: str, key: str, numbers: Sequence[int], e
     st.page_link(there, label=label, help=about, query_params=address, disabled=not enabled)
 
 
-def _choose_cost(sweep: SweepRecord) -> str:
+def _choose_cost(sweep: SweepRecord, board: Board) -> str:
     st.subheader(f"{sweep.config.goal.title} against cost")
+    offered = pareto.offered(board.table)
+    wanted = [name for name in sweep.config.goals if name in offered]
+    if st.session_state.get("cost") not in (None, *offered):  # chosen for another sweep
+        del st.session_state["cost"]
     return st.segmented_control(
         "Cost",
-        list(pareto.COSTS),
+        offered,
         format_func=lambda name: pareto.COSTS[name].label,
-        default="parameters",
+        default=[*wanted, "parameters"][0],
         required=True,
         label_visibility="collapsed",
         key="cost",
@@ -148,7 +155,7 @@ def _value_against_cost(
     )
     key = f"cost of {sweep.name}"
     st.altair_chart(
-        charts.value_against_cost(points, pareto.COSTS[cost], numbers, goal),
+        charts.value_against_cost(points, pareto.COSTS[cost], numbers, goal, _bounds(sweep, cost)),
         key=key,
         on_select=partial(_take_clicked, sweep, key),
         selection_mode=charts.CLICKED,
@@ -156,8 +163,15 @@ def _value_against_cost(
     )
     about = (
         "The line is the front: no complete trial that is shown is both better and cheaper. A click selects a trial."
+        + " Dashed: what a constraint allows." * bool(_bounds(sweep, cost))
     )
     st.caption(about + drawn * (len(points) < there))
+
+
+def _bounds(sweep: SweepRecord, cost: str) -> dict[str, float]:
+    """The bounds of the constraints on what the chart shows."""
+    shown = {cost: "cost", sweep.config.metric: "value"}
+    return {shown[limit.name]: limit.bound for limit in sweep.config.objectives.limits if limit.name in shown}
 
 
 def _take_clicked(sweep: SweepRecord, key: str) -> None:
