@@ -275,7 +275,8 @@ class _CheckpointKeeper:
     def __init__(self, store: CheckpointStore, keep: int, study: SweepStudy) -> None:
         self._store, self._keep, self._merit = store, keep, study.config.goal.merit
         present = set(store.trials())
-        self._values = {t.number: t.value for t in study.read().trials if t.number in present and t.value is not None}
+        known = (t for t in study.read().trials if t.number in present and t.value is not None)
+        self._values: dict[int, float | None] = {t.number: t.value for t in known}
 
     def started(self, trial: RunningTrial) -> None:
         """Nothing to do."""

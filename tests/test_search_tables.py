@@ -243,7 +243,7 @@ def test_parameters_that_no_trial_has_together_have_no_contour() -> None:
 
 
 def test_what_optuna_cannot_draw_is_a_sentence() -> None:
-    def fail(study: optuna.Study, parameters: Sequence[str]) -> NoReturn:
+    def fail(study: optuna.Study, parameters: Sequence[str], value: str) -> NoReturn:
         raise ZeroDivisionError("division by zero")
 
     with pytest.raises(ValueError, match="Optuna cannot draw this: ZeroDivisionError: division by zero"):

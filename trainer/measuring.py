@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from trainer.hyperparameters import nearest
 from trainer.metrics import EpochMetrics
@@ -30,8 +31,8 @@ class Metric:
         return self.label[0].upper() + self.label[1:]
 
     @property
-    def direction(self) -> str:
-        """What Optuna calls it: maximize or minimize."""
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """What Optuna calls it."""
         return "maximize" if self.higher_is_better else "minimize"
 
     def value_of(self, metrics: EpochMetrics) -> float:
