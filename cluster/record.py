@@ -63,7 +63,8 @@ class TrialRecord:
         return tuple(epochs_of(self.history))
 
     def to_json(self) -> dict[str, Any]:
-        """What `rank --json` says of a trial."""
+        """What `rank --json` says of a trial; of its folds only where one has ended."""
+        folds = {"folds": [*self.fold_values], "interval": interval(self.fold_values)} if self.fold_values else {}
         return {
             "number": self.number,
             "state": self.state,
@@ -72,8 +73,7 @@ class TrialRecord:
             "train_seconds": round(self.train_seconds, 3),
             "parameters": self.parameters,
             "preset": self.preset,
-            "folds": list(self.fold_values),
-            "interval": interval(self.fold_values),
+            **folds,
             "config": self.config,
         }
 

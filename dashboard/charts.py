@@ -69,7 +69,9 @@ def best_by_trial(progress: pd.DataFrame, goal: Metric = ACCURACY) -> alt.LayerC
 def value_against_cost(
     points: pd.DataFrame, cost: Cost, selected: Collection[int] = (), goal: Metric = ACCURACY
 ) -> alt.LayerChart:
-    """The trials of `pareto.points`; a line joins those in the front, and the preset's and the selected ones stand out."""
+    """The trials of `pareto.points`, those of several folds with their intervals; a line joins those in the front, and the preset's and
+    the selected ones stand out.
+    """
     shown = points.assign(kind=_kinds(points, selected), name=points["trial"].map(trial_name))
     shown["size"] = shown["kind"].map({kind: look.size for kind, look in _KINDS.items()})
     kinds = [kind for kind in _KINDS if (shown["kind"] == kind).any()]
@@ -95,8 +97,19 @@ def value_against_cost(
         ],
     )
     clickable = dots.add_params(alt.selection_point(CLICKED, fields=["trial"]))
-    chart: alt.LayerChart = (line + clickable).properties(height=HEIGHT)
+    layers = (_intervals(base, goal), line, clickable) if "low" in shown else (line, clickable)
+    chart: alt.LayerChart = alt.layer(*layers).properties(height=HEIGHT)
     return chart
+
+
+def _intervals(base: alt.Chart, goal: Metric) -> alt.Chart:
+    """Each point's 95 % interval over the folds, where it has one."""
+    bars: alt.Chart = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(color=_KINDS["others"].colour, strokeWidth=1.5)
+        .encode(y=value_axis("low", goal), y2="high:Q")
+    )
+    return bars
 
 
 def _kinds(points: pd.DataFrame, selected: Collection[int]) -> list[str]:
