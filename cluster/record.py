@@ -80,7 +80,8 @@ class TrialRecord:
         return tuple(epochs_of(self.history))
 
     def to_json(self) -> dict[str, Any]:
-        """What `rank --json` says of a trial."""
+        """What `rank --json` says of a trial; of its folds only where one has ended."""
+        folds = {"folds": [*self.fold_values], "interval": interval(self.fold_values)} if self.fold_values else {}
         return {
             "number": self.number,
             "state": self.state,
@@ -91,8 +92,7 @@ class TrialRecord:
             "costs": dict(self.costs),
             "infeasible": self.infeasible,
             "preset": self.preset,
-            "folds": list(self.fold_values),
-            "interval": interval(self.fold_values),
+            **folds,
             "config": self.config,
         }
 

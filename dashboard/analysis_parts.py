@@ -190,6 +190,8 @@ def _analysis(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) 
         st.warning(plain(str(error)))
         found = None
     if found is not None:
+        if sweep.config.folds > 1:
+            st.caption("Of the network that the first fold trained, on the images that this fold holds out.")
         return found
     if not analyses.has_weights(experiments, sweep.name, trial):
         st.info(trial_tables.why_no_weights(trial))

@@ -75,7 +75,8 @@ def value_against_cost(
     goal: Metric = ACCURACY,
     limits: Mapping[str, float] | None = None,
 ) -> alt.LayerChart:
-    """The trials of `pareto.points`; a line joins those in the front, and the preset's and the selected ones stand out.
+    """The trials of `pareto.points`, those of several folds with their intervals; a line joins those in the front, and the preset's and
+    the selected ones stand out.
 
     Where `limits` has a bound of the "cost" or of the "value", a dashed line shows it.
     """
@@ -107,7 +108,8 @@ def value_against_cost(
     )
     clickable = dots.add_params(alt.selection_point(CLICKED, fields=["trial"]))
     bounds = [_bound(field, bound, x if field == "cost" else y) for field, bound in limits.items()]
-    chart: Any = alt.layer(line, clickable, *bounds)  # of a type that would allow for facets
+    intervals = [_intervals(base, goal)] if "low" in shown else []
+    chart: Any = alt.layer(*intervals, line, clickable, *bounds)  # of a type that would allow for facets
     layers: alt.LayerChart = chart.properties(height=HEIGHT)
     return layers
 
@@ -117,6 +119,16 @@ def _bound(field: str, bound: float, channel: alt.X | alt.Y) -> alt.Chart:
     line = alt.Chart(pd.DataFrame({field: [bound]})).mark_rule(strokeDash=[6, 4], color=_BOUND_COLOUR, strokeWidth=1.5)
     chart: alt.Chart = line.encode(channel, alt.Tooltip(f"{field}:Q", title="constraint", format=",.4~g"))
     return chart
+
+
+def _intervals(base: alt.Chart, goal: Metric) -> alt.Chart:
+    """Each point's 95 % interval over the folds, where it has one."""
+    bars: alt.Chart = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(color=_KINDS["others"].colour, strokeWidth=1.5)
+        .encode(y=value_axis("low", goal), y2="high:Q")
+    )
+    return bars
 
 
 def _kinds(points: pd.DataFrame, selected: Collection[int]) -> list[str]:

@@ -13,6 +13,7 @@ from cluster.record import SweepRecord, TrialRecord
 from dashboard import gains, search_tables, tables
 from dashboard.search_tables import Over
 from trainer.costs import COSTS
+from trainer.fold_scores import with_margin
 from trainer.hyperparameters import parameters
 
 NOTHING = "–"
@@ -38,7 +39,9 @@ def outcome(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> pd.DataFrame:
     goal, baseline = sweep.config.goal, sweep.baseline.value if sweep.baseline else None
     rows: dict[str, list[str]] = {
         "state": [t.state for t in trials],
-        f"validation {goal.label}": [_number(t.value, ".4f") for t in trials],
+        f"validation {goal.label}": [
+            NOTHING if t.value is None else with_margin(t.value, t.fold_values) for t in trials
+        ],
         "gain over the preset": [
             NOTHING
             if t.value is None or baseline is None

@@ -61,7 +61,8 @@ def points(
     at_most: int = AT_MOST_POINTS,
     goal: Metric = ACCURACY,
 ) -> pd.DataFrame:
-    """A row per complete trial that has the cost: trial, value, cost, preset, front. By cost, of equal cost the best last.
+    """A row per complete trial that has the cost: trial, value, cost, preset, front. By cost, of equal cost the best last. Where trials
+    were cross-validated also low, high: the 95 % interval of the folds' mean.
 
     Those in the front, the preset's and `keep` are there. Of the others those that are far worse than all others are left out,
     which would press the rest together, and beyond `at_most` rows more of them, evenly along the ranking.
@@ -75,7 +76,9 @@ def points(
     if len(others) > room:
         others = others.iloc[np.linspace(0, len(others) - 1, room).astype(int)]
     chosen = pd.concat([trials[stays], others]).sort_values(["cost", "merit"], ignore_index=True)
-    return chosen.drop(columns=["merit", "infeasible"])
+    if "margin" in chosen:
+        chosen = chosen.assign(low=chosen["value"] - chosen["margin"], high=chosen["value"] + chosen["margin"])
+    return chosen.drop(columns=["merit", "infeasible", "margin"], errors="ignore")
 
 
 def complete_count(table: pd.DataFrame, cost: str) -> int:
@@ -84,10 +87,14 @@ def complete_count(table: pd.DataFrame, cost: str) -> int:
 
 
 def _complete(table: pd.DataFrame, cost: str, goal: Metric) -> pd.DataFrame:
-    """The complete trials that have the cost, in the ranking's order: trial, value, cost, preset, infeasible, merit."""
+    """The complete trials that have the cost, in the ranking's order: trial, value, cost, preset, infeasible, merit, and margin if any
+    has one.
+    """
     found = pd.DataFrame({"trial": table["trial"], "value": table["value"], "cost": table[cost]})
     found["preset"] = table["preset"] if "preset" in table else pd.Series(dtype="string")
     found["infeasible"] = table["infeasible"].notna() if "infeasible" in table else False
+    if "margin" in table:
+        found["margin"] = table["margin"].astype("float64")
     usable = (table["state"] == "COMPLETE") & found["value"].notna() & (found["cost"] > 0)
     found = found[
         usable.fillna(False).to_numpy(dtype=bool) & np.isfinite(found["cost"].to_numpy(float, na_value=np.nan))

@@ -14,6 +14,7 @@ import pandas as pd
 
 from cluster.record import SweepRecord, TrialRecord
 from dashboard.tables import finite, trial_name
+from trainer.fold_scores import averaged
 from trainer.measuring import ACCURACY, Metric
 
 Over = Literal["trials", "time"]
@@ -63,12 +64,16 @@ def thinned(progress: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
 
 
 def metric_curves(trials: Sequence[TrialRecord], goal: Metric = ACCURACY, most: int = MOST_CURVES) -> pd.DataFrame:
-    """A row per epoch of at most so many trials (`drawn`): trial, name, state, epoch, value. What is not finite is left out."""
+    """A row per epoch of at most so many trials (`drawn`): trial, name, state, epoch, value. What is not finite is left out.
+
+    Of a cross-validated trial they are the means of its folds.
+    """
     chosen = drawn([t for t in trials if t.epochs_done], most // 3, most)
     rows = [
         (t.number, trial_name(t.number), t.state, epoch, value)
         for t in chosen
-        for epoch, value in zip(t.history["epoch"], t.history.get(goal.field, ()), strict=False)
+        for curve in (averaged(t.history),)
+        for epoch, value in zip(curve["epoch"], curve.get(goal.field, ()), strict=False)
         if finite(value) is not None
     ]
     return pd.DataFrame(rows, columns=["trial", "name", "state", "epoch", "value"])

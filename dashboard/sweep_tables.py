@@ -118,6 +118,7 @@ def _group_row(name: str, trials: Sequence[TrialRecord], config: SweepConfig) ->
         return row
     wanted = now.config.get("training.epochs", config.epochs)
     assert isinstance(wanted, int | float)
+    wanted *= config.folds
     last = {field: values[-1] for field, values in now.history.items() if values}
     return row | {
         "trial": now.number,

@@ -15,8 +15,10 @@ import pyarrow as pa
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import gains
 from trainer.domains import Between, Value
+from trainer.fold_scores import averaged, margin
 from trainer.hyperparameters import Parameter, parameter, parameters
 from trainer.measuring import ACCURACY, Metric
+from trainer.metrics import epochs_of
 
 METRICS = {
     "val_accuracy": "validation accuracy",
@@ -44,10 +46,11 @@ def outcome(goal: Metric) -> tuple[Column, ...]:
         Column(
             "value",
             goal.label,
-            f"Validation {goal.label} of the best epoch; of a pruned trial, the last",
+            f"Validation {goal.label} of the best epoch; of a pruned trial, the last; with folds, their mean",
             "Float64",
             "%.4f",
         ),
+        Column("margin", "±", "Half of the 95 % interval of the folds' mean, by Student's t", "Float64", "%.4f"),
         Column("gain", "gain", gains.meaning(goal), "Float64", f"%{gains.form(goal)}"),
         Column("curve", "by epoch", f"Validation {goal.label} after each epoch{across}", "list"),
     )
@@ -91,7 +94,7 @@ OUTCOME = outcome(ACCURACY)
 """The ranking's columns that say what became of a trial; those that may be left out are in `_OPTIONAL`."""
 
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
-_OPTIONAL = ("gain", "latency", "size_mb", "latency_ms", "preset", "infeasible", "error")
+_OPTIONAL = ("margin", "gain", "latency", "size_mb", "latency_ms", "preset", "infeasible", "error")
 _ARROW = {"Int64": pa.int64(), "Float64": pa.float64(), "string": pa.large_string(), "boolean": pa.bool_()}
 _PANDAS = {arrow: pd.api.types.pandas_dtype(name) for name, arrow in _ARROW.items()}
 _DTYPES: dict[type, str] = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
@@ -184,12 +187,15 @@ def varied(table: pd.DataFrame) -> list[str]:
 
 
 def learning_curves(trials: Iterable[TrialRecord], goal: Metric = ACCURACY) -> pd.DataFrame:
-    """A row per trial, epoch and metric: trial, name, state, epoch, metric, value. What is not finite is missing."""
+    """A row per trial, epoch and metric: trial, name, state, epoch, metric, value. What is not finite is missing.
+
+    Of a cross-validated trial they are the means of its folds.
+    """
     shown = METRICS | {goal.field: f"validation {goal.label}"}
     rows = [
         (t.number, trial_name(t.number), t.state, e.epoch, label, finite(getattr(e, field)))
         for t in trials
-        for e in t.epochs
+        for e in epochs_of(averaged(t.history))
         for field, label in shown.items()
     ]
     return pd.DataFrame(rows, columns=["trial", "name", "state", "epoch", "metric", "value"])
@@ -282,7 +288,8 @@ def _outcome(trial: TrialRecord, goal: Metric) -> tuple[object, ...]:
         trial.number,
         trial.state,
         trial.value,
-        trial.history.get(goal.field, ()),
+        margin(trial.fold_values),
+        averaged(trial.history).get(goal.field, ()),
         trial.parameters,
         trial.train_seconds,
         trial.epochs_done,

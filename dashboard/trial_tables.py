@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from cluster.record import SweepRecord, TrialRecord
 from dashboard import gains, tables
 from trainer.costs import COSTS
 from trainer.domains import Value
+from trainer.fold_scores import interval, numbered_by_fold
 from trainer.hyperparameters import ModelConfig, flatten, in_short, parameter, unflatten
 from trainer.layers import Layer
 
@@ -34,6 +36,8 @@ def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
     planned = planned_epochs(sweep, trial)
     value = trial.value if trial.value is not None else goal.best(trial.history.get(goal.field) or ())
     of_which = "of its last epoch" if trial.state == "PRUNED" else "of its best epoch"
+    if trial.fold_values:
+        value, of_which = statistics.fmean(trial.fold_values), _over_folds(sweep, trial)
     against = f"trial {baseline.number}, preset {baseline.preset}" if baseline else "none that ran to its end"
     return [
         Fact(goal.title, _text(value, "{:.4f}"), f"On the validation split, {of_which}"),
@@ -78,9 +82,17 @@ def _costs(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
     ]
 
 
+def _over_folds(sweep: SweepRecord, trial: TrialRecord) -> str:
+    values = trial.fold_values
+    between = interval(values)
+    sure = f"; 95 % interval {between[0]:.4f} to {between[1]:.4f}" if between else ""
+    folds = ", ".join(f"{value:.4f}" for value in values)
+    return f"mean of the best epochs of {len(values)} of {sweep.config.folds} folds ({folds}){sure}"
+
+
 def planned_epochs(sweep: SweepRecord, trial: TrialRecord) -> int:
-    """How many epochs the trial has when it runs to its end."""
-    return int(trial.config.get("training.epochs", sweep.config.epochs))
+    """How many epochs the trial has when it runs to its end, over all its folds."""
+    return int(trial.config.get("training.epochs", sweep.config.epochs)) * sweep.config.folds
 
 
 def summary(trial: TrialRecord) -> list[str]:
@@ -118,9 +130,12 @@ def why_pruned(sweep: SweepRecord, trial: TrialRecord) -> str:
     """When the search stopped a pruned trial, and what that means."""
     if trial.infeasible and not trial.epochs_done:
         return f"This trial was not trained, since its network costs more than the sweep's constraints allow: {trial.infeasible}."
+    when = f"epoch {trial.epochs_done} of {planned_epochs(sweep, trial)}: its"
+    if trial.fold_values:
+        when = f"fold {len(trial.fold_values)} of {sweep.config.folds}: its mean"
     return (
-        f"The search stopped this trial after epoch {trial.epochs_done} of {planned_epochs(sweep, trial)}: its "
-        f"{sweep.config.goal.label} was not among the best of the trials that got there. Weights of pruned trials are not kept."
+        f"The search stopped this trial after {when} {sweep.config.goal.label} was not among the best of the trials that got "
+        "there. Weights of pruned trials are not kept."
     )
 
 
@@ -155,14 +170,19 @@ def _default(name: str, trial: TrialRecord) -> Value | None:
 
 
 def epochs(trial: TrialRecord) -> pd.DataFrame:
-    """A row per epoch and metric, for curves: epoch, metric (a field of `EpochMetrics`), value. What is not finite is missing."""
+    """A row per epoch and metric, for curves: fold, epoch (in it), metric (a field of `EpochMetrics`), value.
+
+    The fold is 0 where there are none. What is not finite is missing.
+    """
+    numbers = numbered_by_fold(trial.history)
+    folds = trial.history.get("fold") or [0] * len(numbers)
     rows = [
-        (int(epoch), name, value if math.isfinite(value) else None)
+        (int(fold), number, name, value if math.isfinite(value) else None)
         for name, values in trial.history.items()
-        if name != "epoch"
-        for epoch, value in zip(trial.history["epoch"], values, strict=True)
+        if name not in ("epoch", "fold")
+        for fold, number, value in zip(folds, numbers, values, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["epoch", "metric", "value"])
+    return pd.DataFrame(rows, columns=["fold", "epoch", "metric", "value"])
 
 
 def gradients(trial: TrialRecord) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from dashboard import budget_bars, charts, confirmed_table, gains, leaderboard, 
 from dashboard.leaderboard import Board
 from dashboard.parts import counted, follow, heading, plain
 from trainer.costs import COSTS
+from trainer.fold_scores import with_margin
 
 CURVES_BY_DEFAULT = 5
 COMPARED = range(2, 7)
@@ -57,7 +58,7 @@ def _facts(sweep: SweepRecord) -> None:
     facts = (
         plain(config.data.name),
         counted(config.trials, "trial") if config.trials else f"trials for {budget_bars.allowed(config.budget)}",
-        f"up to {counted(config.epochs, 'epoch')}",
+        f"up to {counted(config.epochs, 'epoch')}" + f" in each of {config.folds} folds" * (config.folds > 1),
         f"best by {config.goal.label}" + "".join(f", {COSTS[name].label}" for name in config.goals),
         *(plain(constraint) for constraint in config.constraints),
         f"sampler {config.sampler}",
@@ -78,10 +79,14 @@ def _headline(sweep: SweepRecord) -> None:
         f"{timing.overhead_seconds:.2f} s (median), training {tables.duration(timing.train_seconds)} over all groups."
     )
     about = "On the validation split, of the best trial that ran to its end. The search does not see the test split."
+    if best and best.fold_values:
+        about = (
+            f"The mean of {len(best.fold_values)} folds and its 95 % interval. The search does not see the test split."
+        )
     with st.container(horizontal=True):
         _metric(
             f"Best {goal.label}",
-            f"{best.value:.4f}" if best else "–",
+            with_margin(best.value, best.fold_values) if best and best.value is not None else "–",
             f"trial {best.number}" if best else "none yet",
             about,
         )

@@ -94,8 +94,10 @@ def _overview(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) 
         (left, "learning rate", {"learning_rate": "learning rate"}),
         (right, "images per second", {"images_per_second": "images per second"}),
     ):
-        chart = trial_charts.curves(epochs, metrics, title, CURVE_HEIGHT)
-        place.altair_chart(chart, alt=f"{title[0].upper()}{title[1:]} by epoch")
+        draw = trial_charts.fold_curves if epochs["fold"].any() else trial_charts.curves
+        place.altair_chart(draw(epochs, metrics, title, CURVE_HEIGHT), alt=f"{title[0].upper()}{title[1:]} by epoch")
+    if epochs["fold"].any():
+        st.caption("A colour for each fold, all of which begin with the same weights; the training loss is dashed.")
     gradients = trial_tables.gradients(trial)
     if not gradients.empty:
         st.altair_chart(trial_charts.gradients(gradients, CURVE_HEIGHT), alt="Norm of each layer's gradient by epoch")
