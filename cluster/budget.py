@@ -44,7 +44,7 @@ class Limit:
             return f"{duration(self.spent)} of {duration(self.allowed)}"
         if self.setting == "gpu_hours":
             return f"{self.spent:.2f} of {self.allowed:g} GPU-hours"
-        return f"cost {self.spent:.2f} of {self.allowed:g}"
+        return f"{self.spent:.2f} of {self.allowed:g} for nodes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +168,11 @@ class Spent:
 
     def ending(self, trials: int) -> Ending | None:
         """Why the sweep ended after so many trials, if a limit was the reason."""
-        reached = next((limit for limit in self.limits() if limit.is_reached), None)
-        after = f"{trials} {'trial' if trials == 1 else 'trials'}"
-        return reached and Ending(reached.setting, f"The sweep has ended: {reached} spent after {after}.")
+        for limit in self.limits():
+            if limit.is_reached:
+                after = f"{trials} {'trial' if trials == 1 else 'trials'}"
+                return Ending(limit.setting, f"The sweep has ended: {limit} spent after {after}.")
+        return None
 
 
 def duration(seconds: float) -> str:

@@ -36,9 +36,10 @@ _NUMBERS = itertools.count()
 class EventFiles(Watcher):
     """Keeps a folder for each trial below `folder`, by its number, with one event file in it.
 
-    A file has all epochs of its trial: one that goes on after an interruption gets another, and the one before is removed. Finished
-    ones of the sweep's `trials` so far that have no folder get one, as after a resume on another machine. When a file cannot be written
-    that is told to `say`, once; the sweep goes on, and the trial's next epoch tries again.
+    A file has all epochs of its trial. One that goes on after an interruption gets another, whose beginning takes back what the one
+    before says: TensorBoard may be reading that. Finished ones of the sweep's `trials` so far that have no folder get one, as after a
+    resume on another machine. When a file cannot be written that is told to `say`, once; the sweep goes on, and the trial's next epoch
+    tries again.
     """
 
     def __init__(self, folder: Path, sweep: str, trials: Iterable[TrialRecord], say: Callable[[str], None]) -> None:
@@ -84,13 +85,16 @@ class EventFiles(Watcher):
         try:
             yield
         except OSError as error:
-            self._files.pop(number, None)  # it may end in the middle of a record: the next one has all again
+            file = self._files.pop(number, None)  # it may end in the middle of a record: the next one has all again
+            with contextlib.suppress(OSError):
+                if file is not None and file.stat().st_size == 0:
+                    file.unlink()
             if not self._has_failed:
                 self._has_failed = True
                 self._say(f"event files for TensorBoard cannot be written ({error}); the sweep goes on without them")
 
     def _create(self, number: int, config: Mapping[str, Value], epochs: Sequence[EpochMetrics], last: float) -> None:
-        """A file with what is known of the trial, whose last epoch ended at `last`, in the place of what is there."""
+        """A file with what is known of the trial, whose last epoch ended at `last`."""
         folder = self._folder / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         # As TensorBoard's own writers name them: it reads a folder's files in the order of their names.
@@ -102,9 +106,6 @@ class EventFiles(Watcher):
         scalars = [_scalars(metrics, at) for metrics, at in zip(epochs, times, strict=True)]
         self._files[number], self._last_epoch[number] = folder / name, len(epochs)
         self._append(number, [head, _restart(0), Event(wall_time=begun, summary=hyperparameters), *scalars])
-        for other in folder.glob("events.out.tfevents.*"):
-            if other.name != name:
-                other.unlink()
 
     def _end(self, number: int, state: str, value: float | None, step: int, at: float) -> None:
         """The value, if it has one, under the name `value`; for the page of hyperparameters, whether the trial failed."""

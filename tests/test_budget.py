@@ -107,13 +107,13 @@ def test_earlier_runs_count(advance: Callable[[float], None]) -> None:
     advance(HOUR)
     assert spent.limits() == (Limit("time_budget", 2 * HOUR, 10 * HOUR), Limit("max_cost", 25.0, 30))
     advance(HOUR)
-    assert spent.ending(7) == Ending("max_cost", "The sweep has ended: cost 30.00 of 30 spent after 7 trials.")
+    assert spent.ending(7) == Ending("max_cost", "The sweep has ended: 30.00 of 30 for nodes spent after 7 trials.")
 
 
 def test_limits_are_told_in_their_own_units() -> None:
     budget = Budget(time_budget=1800, gpu_hours=4, max_cost=20, price_per_node_hour=1.25)
     told = [str(limit) for limit in budget.limits(Amounts(723, 1.239, 2.48))]
-    assert told == ["12m 03s of 30m 00s", "1.24 of 4 GPU-hours", "cost 3.10 of 20"]
+    assert told == ["12m 03s of 30m 00s", "1.24 of 4 GPU-hours", "3.10 of 20 for nodes"]
 
 
 # ---- what a user says ----
@@ -264,7 +264,7 @@ def test_a_limit_of_money_stays_when_something_else_is_given(tmp_path: Path) -> 
     assert (more.trials, more.max_cost) == (5, 20)
     study.note_spent(Amounts(0.0, 0.0, 10.0))
     with pytest.raises(
-        ValueError, match=r"max_cost is spent \(cost 20.00 of 20\): give it more of that, too, with --max"
+        ValueError, match=r"max_cost is spent \(20.00 of 20 for nodes\): give it more of that, too, with --max"
     ):
         More(trials=5).of(study)
     assert More(trials=5, max_cost=1).of(study).max_cost == 21

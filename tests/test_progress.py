@@ -103,7 +103,12 @@ def test_what_is_spent_of_each_limit_is_shown_and_what_is_expected(tmp_path, mon
     with progress:
         play(progress, sweep)
     shown = text.getvalue()
-    for words in ("1.24 of 4 GPU-hours", "cost 3.10 of 20", " of 30m 00s", "expected gain not known yet, ends below"):
+    for words in (
+        "1.24 of 4 GPU-hours",
+        "3.10 of 20 for nodes",
+        " of 30m 00s",
+        "expected gain not known yet, ends below",
+    ):
         assert words in shown
     assert ("l: spent 12m" in shown) is not terminal
 

@@ -236,3 +236,27 @@ def test_groups_of_two_ranks_complete_and_prune(command, tmp_path):
     assert counts["COMPLETE"] + counts["PRUNED"] == 8
     assert counts["PRUNED"] >= 1
     assert study.read().timing.groups == 1
+
+
+def test_a_sweep_that_has_spent_its_money_ends_and_says_so(command, tmp_path):
+    words = ["--trials", 1000, "--epochs", 1, "--price-per-node-hour", 3600, "--max-cost", 3, "--tensorboard"]
+    _, err = finish(command("sweep", "--data", "digits", "--name", "s", *words, *NARROW))
+    document = json.loads(finish(command("rank", "s", "--json"))[0])
+    assert document["reason"] in err
+    assert "of 3 for nodes spent after" in document["reason"]
+    spent = document["spent"]
+    assert document["state"] == "FINISHED"
+    assert 0 < spent["trials"] == len(document["trials"]) < 1000
+    assert spent["cost"] == pytest.approx(3600 * spent["node_hours"], abs=0.01)
+    assert 3 <= spent["cost"] < spent["seconds"]  # one node, at one per second, from when its ranks were up
+    event_files = tmp_path / "experiments" / "s" / "tensorboard"
+    assert {folder.name for folder in event_files.iterdir()} == {str(t["number"]) for t in document["trials"]}
+    _, err = finish(command("resume", "s"))
+    assert "nothing left to do. The sweep has ended" in err
+    _, err = finish(command("extend", "s", "--trials", 2), status=2)
+    assert "give it more of that, too, with --max-cost" in err
+    finish(command("extend", "s", "--trials", 2, "--max-cost", 100))
+    after = json.loads(finish(command("rank", "s", "--json"))[0])
+    assert len(after["trials"]) == len(document["trials"]) + 2
+    assert after["spent"]["cost"] > spent["cost"]
+    assert after["reason"] is None
