@@ -163,7 +163,7 @@ class _Trial:
         history, position = list[EpochMetrics](), Position()
         state = self._earlier_state(store)
         if state is not None:
-            state.restore(model, optimizers, average and average.model)
+            state.restore(model, optimizers, average)
             history, self._earlier, position = [*state.history], state.seconds, state.position
         self._parameters = parameter_count(model)
 
@@ -190,7 +190,7 @@ class _Trial:
 
         def state_now() -> TrainingState:
             seconds = self._earlier + time.time() - self._begun_at
-            return TrainingState.of(model, optimizers, config, history, seconds, position, average and average.model)
+            return TrainingState.of(model, optimizers, config, history, seconds, position, average)
 
         with BackgroundSaver(store, number) as saver:
             for metrics in epochs:
