@@ -82,13 +82,14 @@ class ImageTensors:
         order = (
             balanced_order(self.own_labels(), generator) if balanced else torch.randperm(len(self), generator=generator)
         )
+        height, width = self.images.shape[-2:]
         probabilities = change_probabilities(self.own_labels()) if augmentation.balanced else None
         for step, positions in enumerate(torch.split(order[: steps * batch_size], batch_size)):
             size = len(positions)
             draws = Draws.make(
                 size, augmentation, generator, None if probabilities is None else probabilities[positions]
             )
-            mixture = Mixture.draw(augmentation, *self.images.shape[-2:], generator)
+            mixture = Mixture.draw(augmentation, height, width, generator)
             if step < skip:
                 continue
             if mirrored is not None:

@@ -31,7 +31,7 @@ def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     one some are left out; classes of one size have every image once.
     """
     counts = torch.bincount(labels)
-    by_class = torch.argsort(labels, stable=True).split(counts[counts > 0].tolist())
+    by_class = torch.split(torch.argsort(labels, stable=True), counts[counts > 0].tolist())
     share, rest = divmod(len(labels), len(by_class))
     has_one_more = torch.randperm(len(by_class), generator=generator) < rest
     drawn = []

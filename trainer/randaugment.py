@@ -45,7 +45,7 @@ def randaugment(images: Tensor, operations: Tensor, magnitude: int) -> Tensor:
     """
     images = images.clone()
     for drawn in operations.unbind(1):
-        for place in drawn.unique().tolist():
+        for place in sorted(set(drawn.tolist())):
             rows = (drawn == place).nonzero()[:, 0].to(images.device, non_blocking=True)
             images[rows] = operate(images[rows], OPERATIONS[place], -magnitude if place < 0 else magnitude)
     return images

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from trainer.averaging import WeightAverage
 from trainer.gradients import Norms
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.metrics import EpochMetrics
@@ -59,12 +60,12 @@ class TrainingState:
         history: Sequence[EpochMetrics],
         seconds: float,
         position: Position,
-        average: nn.Module | None = None,
+        average: WeightAverage | None = None,
     ) -> TrainingState:
         """The state as it is now; the tensors are those that the training goes on to change: see `copied`."""
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         if average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+            tensors |= {f"average.{name}": tensor for name, tensor in average.model.state_dict().items()}
         for place, optimizer in enumerate(optimizers):
             for number, remembered in optimizer.state_dict()["state"].items():
                 for name, value in remembered.items():
@@ -78,12 +79,12 @@ class TrainingState:
         return replace(self, tensors={name: t.detach().to("cpu", copy=True) for name, t in self.tensors.items()})
 
     def restore(
-        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: nn.Module | None = None
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: WeightAverage | None = None
     ) -> None:
         """Give the model, its optimizers and its average, which are new, what they had. Raises RuntimeError when it does not fit them."""
         model.load_state_dict(_below(self.tensors, "model."))
         if average is not None:
-            average.load_state_dict(_below(self.tensors, "average."))
+            average.model.load_state_dict(_below(self.tensors, "average."))
         for place, optimizer in enumerate(optimizers):
             own = optimizer.state_dict()
             parameters = [p for group in optimizer.param_groups for p in group["params"]]

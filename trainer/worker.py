@@ -199,7 +199,7 @@ class _Trial:
             if state is None:  # what has been trained keeps to the limits: a latency is never measured the same twice
                 check(self._costs, self._assignment.costing.limits)
         if state is not None:
-            state.restore(model, optimizers, average and average.model)
+            state.restore(model, optimizers, average)
             self._history, self._earlier, position = [*state.history], state.seconds, state.position
         own = epochs_of_fold(self._history, fold)
         if state is not None:
@@ -221,9 +221,7 @@ class _Trial:
 
         def state_now() -> TrainingState:
             seconds = self._earlier + time.time() - self._begun_at
-            return TrainingState.of(
-                model, optimizers, config, self._history, seconds, position, average and average.model
-            )
+            return TrainingState.of(model, optimizers, config, self._history, seconds, position, average)
 
         for metrics in epochs:
             better = goal.is_better(goal.value_of(metrics), goal.best_of(own))
