@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import altair as alt
 import pandas as pd
@@ -98,8 +99,7 @@ def value_against_cost(
     )
     clickable = dots.add_params(alt.selection_point(CLICKED, fields=["trial"]))
     layers = (_intervals(base, goal), line, clickable) if "low" in shown else (line, clickable)
-    chart: alt.LayerChart = alt.layer(*layers).properties(height=HEIGHT)
-    return chart
+    return cast(alt.LayerChart, alt.layer(*layers).properties(height=HEIGHT))
 
 
 def _intervals(base: alt.Chart, goal: Metric) -> alt.Chart:
