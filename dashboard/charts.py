@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import altair as alt
 import pandas as pd
@@ -110,8 +110,7 @@ def value_against_cost(
     bounds = [_bound(field, bound, x if field == "cost" else y) for field, bound in limits.items()]
     intervals = [_intervals(base, goal)] if "low" in shown else []
     chart: Any = alt.layer(*intervals, line, clickable, *bounds)  # of a type that would allow for facets
-    layers: alt.LayerChart = chart.properties(height=HEIGHT)
-    return layers
+    return cast(alt.LayerChart, chart.properties(height=HEIGHT))
 
 
 def _bound(field: str, bound: float, channel: alt.X | alt.Y) -> alt.Chart:
