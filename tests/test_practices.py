@@ -27,6 +27,7 @@ from trainer.early_stopping import is_out_of_patience, is_over
 from trainer.gradients import Gradients
 from trainer.hyperparameters import LossConfig, ScheduleConfig, TrainingConfig, TrialConfig, unflatten
 from trainer.loop import create_model, score, train
+from trainer.measuring import ACCURACY
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier
 from trainer.objective import build_loss, build_optimizers, build_penalty, learning_rate_factor
@@ -331,8 +332,9 @@ def test_the_average_is_what_is_judged(few: ImageData) -> None:
     average = WeightAverage(model, 0.9)
     *_, last = train(model, config, *tensors(few), average=average)
     plain_loss = build_loss(config.loss)
-    assert (last.val_loss, last.val_accuracy) == score(average.model, tensors(few)[1], plain_loss, config.training)
-    assert last.val_loss != score(model, tensors(few)[1], plain_loss, config.training)[0]
+    scores = score(average.model, tensors(few)[1], plain_loss, config.training)
+    assert (last.val_loss, last.val_accuracy) == (scores.loss, scores.accuracy)
+    assert last.val_loss != score(model, tensors(few)[1], plain_loss, config.training).loss
     assert not any(p.requires_grad for p in average.model.parameters())
 
 
@@ -373,9 +375,11 @@ def test_patience_ends_after_so_many_epochs_that_were_not_better(
     patience: int, accuracies: list[float], over: bool
 ) -> None:
     config = TrainingConfig(epochs=10, patience=patience)
-    assert is_out_of_patience(config, epochs_with(*accuracies)) == over
-    assert is_over(config, epochs_with(*accuracies)) == over
-    assert is_over(TrainingConfig(epochs=len(accuracies) or 1), epochs_with(*accuracies)) == bool(accuracies)
+    epochs = epochs_with(*accuracies)
+    assert is_out_of_patience(config, epochs, ACCURACY) == over
+    assert is_over(config, epochs, ACCURACY) == over
+    assert is_over(TrainingConfig(epochs=len(accuracies) or 1), epochs, ACCURACY) == bool(accuracies)
+    assert not is_over(config, epochs, None)  # nothing was scored: only the number of epochs counts
 
 
 STILL: dict[str, Any] = {"optimizer.learning_rate": 1e-7, "optimizer.name": "sgd", "training.patience": 2}
