@@ -1,4 +1,4 @@
-"""Confirm a sweep's best configurations: train each again with several seeds on all but the test split, and score it there once."""
+"""Confirm a sweep's best: each configuration again, with several seeds, on all but the test split, which scores it once."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ class FinalsProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:  # elsewhere rich would end with an empty line
+            self._bars.stop()
 
     def reported(self, final: Final, report: Report) -> None:
         """Show the epoch, or the end; without a terminal an epoch has a line only when nothing was said for a while."""

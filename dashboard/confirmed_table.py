@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import altair as alt
 import pandas as pd
@@ -62,7 +62,7 @@ def show(sweep: SweepRecord) -> None:
 def table(comparison: Comparison) -> pd.DataFrame:
     """A row per configuration, best mean first: trial, export, n, mean, deviation, interval, tied, parameters."""
 
-    def column(values: Sequence[object], dtype: str) -> pd.Series[object]:
+    def column(values: Sequence[Any], dtype: str) -> pd.Series[Any]:
         return pd.Series(values, dtype=dtype)
 
     configurations = comparison.configurations

@@ -1,4 +1,4 @@
-"""All images but the test split's as one split: what a final training, for which nothing is held out, trains on."""
+"""Training and validation split as one: what a final training, for which nothing is held out, trains on."""
 
 from __future__ import annotations
 
