@@ -142,7 +142,7 @@ class Trials:
         if report.metrics is not None:
             if trial.begin(report.parameters, report.group, report.begun_at - report.earlier, report.costs):
                 self._tell(lambda watcher: watcher.begun_again(trial))
-            is_new = trial.report(report.metrics, report.seconds, report.ends_fold, report.gradients)
+            is_new = trial.report(report.metrics, report.seconds, report.gradients, ends_fold=report.ends_fold)
         if self._first_report:
             self._study.note_startup(report.begun_at - self._begun)
             self._first_report = False
