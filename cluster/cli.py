@@ -142,6 +142,8 @@ def sweep(
       convsweep sweep --data mnist --trials 24 --epochs 3 --set "model.kernel_size=[3, 5]"
 
       convsweep sweep photos.yaml --time-budget 2h
+
+      convsweep sweep --data digits --goal parameters --constraint "latency_ms <= 5"
     """
     options: dict[str, Any] = {key: value for key, value in locals().items() if key in KEYS and value is not None}
     settings = (read_sweep_file(file) if file else {}) | options

@@ -434,7 +434,9 @@ def test_pruned_trials_count_as_worse_than_complete_ones(where: Experiments) -> 
     again = Studies(where).open("s")
     again.begin_run(again.config, groups=1)
     for trial in (*known, *again._proposals._study.get_trials(deepcopy=False)):
-        assert not trial.intermediate_values  # of a pruned trial with some, Optuna asks the direction, and there are two
+        assert (
+            not trial.intermediate_values
+        )  # of a pruned trial with some, Optuna asks the direction, and there are two
     assert sum(is_good(again) for _ in range(20)) >= 13
 
 

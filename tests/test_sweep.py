@@ -202,6 +202,30 @@ def test_a_trial_that_fails_says_why_and_the_group_goes_on(command, tmp_path):
     assert study.counts()["COMPLETE"] == 8 - len(failed)
 
 
+def test_a_sweep_with_two_goals_finds_the_front_that_optuna_finds_and_keeps_its_weights(command, tmp_path):
+    words = ["--goal", "parameters", "--constraint", "parameters <= 20000", "--keep-checkpoints", 1]
+    words += ["--set", "model.filters=[4, 8, 64]", "--set", "model.blocks=[1, 2]", "--pruner", "none"]
+    out, _ = finish(command("sweep", "--data", "digits", "--trials", 14, "--epochs", 2, "--name", "s", *words))
+    assert "* the front of accuracy, parameters" in out
+    document = json.loads(finish(command("rank", "s", "--json"))[0])
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for theirs in plain_study(tmp_path, "s").trials:
+        costs, state = theirs.user_attrs["costs"], theirs.state
+        values = [theirs.value, costs["parameters"]] if state == optuna.trial.TrialState.COMPLETE else None
+        given = {"state": state, "values": values, "constraints": theirs.constraints}
+        study.add_trial(optuna.trial.create_trial(**given, user_attrs={"number": theirs.number}))
+    front = {t["number"] for t in document["trials"] if t["front"]}
+    assert front == {t.user_attrs["number"] for t in study.best_trials}
+    kept = {int(path.stem.split("-")[1]) for path in (tmp_path / "experiments" / "s" / "checkpoints").iterdir()}
+    assert kept == front | {document["trials"][0]["number"]}
+    over = [t for t in document["trials"] if t["infeasible"]]
+    assert 0 in {t["number"] for t in over}  # the preset
+    assert all((t["state"], t["epochs"], t["value"]) == ("PRUNED", 0, None) for t in over)
+    assert all((t["parameters"] > 20000) == (t in over) for t in document["trials"])
+    cheapest = [t["number"] for t in document["trials"] if t["front"]][-1]
+    finish(command("export", "s", "--trial", cheapest, "--to", "bundle"))
+
+
 def test_a_sweep_whose_first_trials_all_fail_stops_and_says_why(command, tmp_path):
     words = ["--set", "model.padding=valid", "--set", "model.kernel_size=9", "--preset", "none"]
     _, err = finish(

@@ -132,8 +132,6 @@ def _choose_cost(sweep: SweepRecord, board: Board) -> str:
     st.subheader(f"{sweep.config.goal.title} against cost")
     offered = pareto.offered(board.table)
     wanted = [name for name in sweep.config.goals if name in offered]
-    if st.session_state.get("cost") not in (None, *offered):  # chosen for another sweep
-        del st.session_state["cost"]
     return st.segmented_control(
         "Cost",
         offered,
