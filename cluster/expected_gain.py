@@ -12,8 +12,9 @@ best third of the sample are its k best. With normally distributed values, whose
 
 By how it went: the mean rise of the best value over the last trials, each of which may have been the one that gained.
 
-Optuna's terminators are not used: their Gaussian processes take seconds for hundreds of trials, need torch in the driver, and know
-only the hyperparameters that all trials have.
+Optuna's terminators are not used. Their Gaussian processes know the hyperparameters that all trials have, 21 of 32 by default, need
+torch in the driver, and take a core 1.5 s for 200 trials and 43 s for 1,000 (EMMREvaluator of Optuna 5.0; 0.6 and 6 s for the regret
+bound); a plateau with a standard deviation of 0.01 is expected to gain 0.5 to 1 by the one, 0.002 to 0.006 by the other.
 """
 
 from __future__ import annotations
