@@ -96,7 +96,7 @@ class Space:
             block = name.rpartition(".")[2]
             if block.isdigit() and int(block) > most:
                 raise ValueError(f"{name}: the networks have at most {most} blocks (model.blocks).")
-        self.domains = {n: d for n, d in self.domains.items() if not (n[-1].isdigit() and int(n[-1]) > most)}
+        self.domains = {n: d for n, d in self.domains.items() if not _is_beyond(n, most)}
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
         """The configuration that the study's sampler proposes for this trial."""
@@ -154,6 +154,12 @@ class Space:
         assert isinstance(domain, Choice)
         for value in domain.values:
             yield from self._grid({**flat, name: value}, tuple(others))
+
+
+def _is_beyond(name: str, blocks: int) -> bool:
+    """Whether it is a hyperparameter of a block after so many; loss.l2 is of none."""
+    block = name.rpartition(".")[2]
+    return block.isdigit() and int(block) > blocks
 
 
 def _default(p: Parameter) -> Domain:
