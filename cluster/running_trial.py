@@ -73,7 +73,12 @@ class RunningTrial:
         return before is not None
 
     def report(
-        self, metrics: EpochMetrics, train_seconds: float, ends_fold: bool = False, gradients: Gradients | None = None
+        self,
+        metrics: EpochMetrics,
+        train_seconds: float,
+        gradients: Gradients | None = None,
+        *,
+        ends_fold: bool = False,
     ) -> bool:
         """Record an epoch; whether it is new. One that is trained again after a loss takes the place of the epochs from there on.
 

@@ -96,7 +96,7 @@ class Space:
             block = name.rpartition(".")[2]
             if block.isdigit() and int(block) > most:
                 raise ValueError(f"{name}: the networks have at most {most} blocks (model.blocks).")
-        self.domains = {n: d for n, d in self.domains.items() if not (n[-1].isdigit() and int(n[-1]) > most)}
+        self.domains = {n: d for n, d in self.domains.items() if not _is_beyond(n, most)}
         for name in narrowing:
             self._refuse_other_families(name)
         self._searched = {
@@ -190,6 +190,12 @@ class Space:
 def _with_family(flat: Mapping[str, Value]) -> Mapping[str, Value]:
     """A configuration as it is, or, from before there were families of networks, with the one that there was."""
     return flat if "model.family" in flat else {"model.family": ModelConfig().family, **flat}
+
+
+def _is_beyond(name: str, blocks: int) -> bool:
+    """Whether it is a hyperparameter of a block after so many; loss.l2 is of none."""
+    block = name.rpartition(".")[2]
+    return block.isdigit() and int(block) > blocks
 
 
 def _default(p: Parameter) -> Domain:

@@ -127,6 +127,13 @@ def test_a_trial_that_was_recorded_without_them_is_read_without_them() -> None:
     )
 
 
+def test_a_number_at_the_end_of_a_name_is_no_block() -> None:
+    space = Space({"model.blocks": 1, "loss.l2": [0.0, 0.1]}, {})
+    assert set(NEW) < set(space.domains)
+    assert "loss.l2" in space.searched()
+    assert "model.filters.2" not in space.domains
+
+
 @pytest.mark.parametrize("practice", PRACTICES)
 def test_each_practice_makes_a_difference(few: ImageData, practice: str) -> None:
     words = PRACTICES[practice]

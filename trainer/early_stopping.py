@@ -1,4 +1,4 @@
-"""When a training is over: after its epochs, or after too many of them in a row that were not better. Imports no torch."""
+"""When a training is over: after its epochs or when too many in a row were not better. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the layers' gradients are, epoch by epoch, and what is wrong where they vanish or explode. Imports no torch by itself."""
+"""How large the layers' gradients are, and what is wrong where they vanish or explode. Imports no torch by itself."""
 
 from __future__ import annotations
 

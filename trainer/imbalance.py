@@ -1,4 +1,4 @@
-"""Classes of unequal size: what an image weighs in the loss, how often it is drawn, how often it is changed."""
+"""Classes of unequal size: what an image weighs in the loss, and how often it is drawn and changed."""
 
 from __future__ import annotations
 
