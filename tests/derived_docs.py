@@ -81,8 +81,8 @@ def hyperparameters_page() -> str:
 _HEAD = """\
 # Hyperparameters
 
-This page is written by `make docs` from the declarations in `trainer/hyperparameters.py`, the presets in
-`trainer/presets.py` and the data sets in `trainer/named_data.py`. Change those, not this page.
+This page is written by `make docs` from the declarations in `trainer/hyperparameters.py` and `trainer/model_config.py`, the
+presets in `trainer/presets.py` and the data sets in `trainer/named_data.py`. Change those, not this page.
 
 A hyperparameter is set by its full name, on the command line or under `space:` in a sweep file. For a sweep a list chooses
 among its values, `{low: 0.001, high: 0.1, log: true}` is a range, and a single value fixes.
@@ -170,7 +170,8 @@ def _by_parameter(flat: dict[str, Value]) -> dict[str, Value | tuple[Value, ...]
     gathered: dict[str, Value | tuple[Value, ...]] = {}
     for p in parameters():
         if p.per_block:
-            gathered[p.name] = tuple(v for name, v in flat.items() if name.rpartition(".")[0] == p.name)
+            if f"{p.name}.1" in flat:
+                gathered[p.name] = tuple(v for name, v in flat.items() if name.rpartition(".")[0] == p.name)
         elif p.name in flat:
             gathered[p.name] = flat[p.name]
     return gathered

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -152,7 +153,11 @@ def write_bundle(
 
 def _export(live: Probabilities, image_shape: tuple[int, int, int], path: Path) -> None:
     example = torch.zeros(2, *image_shape, dtype=torch.uint8)
-    program = torch.export.export(live, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with (
+        warnings.catch_warnings()
+    ):  # a recurrent layer has its weights in a list as well, which export changes and puts right
+        warnings.filterwarnings("ignore", r"The tensor attributes .*_flat_weights")
+        program = torch.export.export(live, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path)
 
 

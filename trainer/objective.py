@@ -16,6 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from trainer.hyperparameters import LossConfig, OptimizerConfig, ScheduleConfig
 from trainer.model import Classifier
 from trainer.muon import Muon
+from trainer.torchvision_nets import Pixels
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -95,7 +96,9 @@ def build_optimizers(config: OptimizerConfig, model: Classifier) -> list[Optimiz
     lr = config.learning_rate
     if config.name == "sgd":
         nesterov = config.nesterov and config.momentum > 0
-        return [SGD(groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=True)]
+        # The fused one cannot step what has a momentum, a classifier that was trained alone, together with what has none yet.
+        fused = None if isinstance(next(model.features.children()), Pixels) else True
+        return [SGD(groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=fused)]
     if config.name == "rmsprop":
         return [RMSprop(groups, lr=lr, alpha=0.9, eps=1e-7)]  # Keras's constants; torch's own are 0.99 and 1e-8
     return [(Adam if config.name == "adam" else AdamW)(groups, lr=lr, fused=True)]
