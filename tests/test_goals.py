@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from cluster import pareto, proposals, sweep
+from cluster import pareto, proposals, sweep, watchers
 from cluster.cleaning import clean
 from cluster.config import SweepConfig, make_config, read_sweep_file
 from cluster.experiments import Experiments
@@ -305,7 +305,7 @@ def test_trials_over_a_limit_are_no_sign_that_all_fail_and_none_that_all_is_well
         def __init__(self, error: str | None) -> None:
             self.error = error
 
-    hopeless = sweep._Hopeless()
+    hopeless = watchers.Hopeless()
     for _ in range(20):
         hopeless.ended(Ended("parameters 10 > 5"), "PRUNED")  # type: ignore[arg-type]
     assert hopeless.reason is None
@@ -318,9 +318,9 @@ def test_the_weights_of_the_front_are_kept_besides_those_of_the_best(where: Expe
     import torch
 
     study, store = create(where, goals=["parameters"], keep_checkpoints=1), where.checkpoints("s")
-    keeper = sweep._CheckpointKeeper(store, 1, study)
+    keeper = watchers.CheckpointKeeper(store, 1, study)
 
-    def end(accuracy: float, parameters: float, keeper: sweep._CheckpointKeeper) -> None:
+    def end(accuracy: float, parameters: float, keeper: watchers.CheckpointKeeper) -> None:
         trial = run_trial(study, accuracy, parameters)
         store.save(trial.number, Checkpoint({"w": torch.zeros(1)}, trial.config, 1, 0.0))
         keeper.ended(trial, "COMPLETE")
@@ -328,7 +328,7 @@ def test_the_weights_of_the_front_are_kept_besides_those_of_the_best(where: Expe
     for accuracy, parameters in ((0.8, 100), (0.9, 1000), (0.7, 200), (0.5, 10)):
         end(accuracy, parameters, keeper)
     assert store.trials() == [0, 1, 3]
-    end(0.85, 90, sweep._CheckpointKeeper(store, 1, study))  # after a restart
+    end(0.85, 90, watchers.CheckpointKeeper(store, 1, study))  # after a restart
     assert store.trials() == [1, 3, 4]
     study.end_run("FINISHED")
     store.save(0, Checkpoint({"w": torch.zeros(1)}, TrialConfig(), 1, 0.0))

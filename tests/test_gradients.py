@@ -170,10 +170,10 @@ def record(found: Gradients) -> TrialRecord:
 
 def test_show_gives_them_as_json_and_their_troubles_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     found = gradients([1.0, 1.0, 1.0], [5000.0, 1.0, None])
-    tables.show_trial(record(found), as_json=True)
+    tables.show_trial(record(found), ACCURACY, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["gradients"] == json.loads(json.dumps(found.to_json()))
-    tables.show_trial(record(found), as_json=False)
+    tables.show_trial(record(found), ACCURACY, as_json=False)
     assert "The gradients of third and 1 other layer have exploded" in capsys.readouterr().out
     tables.show_trial(record(Gradients()), as_json=True)
     assert json.loads(capsys.readouterr().out)["gradients"] == {"layers": [], "norms": [], "weights": []}

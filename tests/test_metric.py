@@ -19,7 +19,7 @@ import torch.distributed as dist
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 from torch import Tensor, nn
 
-from cluster import proposals, single, sweep, tables
+from cluster import proposals, single, tables, watchers
 from cluster.config import SweepConfig, make_config, read_sweep_file
 from cluster.experiments import Experiments
 from cluster.export import training_command
@@ -230,12 +230,12 @@ def test_trials_are_ranked_by_accuracy_or_by_loss() -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_the_weights_of_the_best_trials_by_the_metric_are_kept(where: Experiments, name: str) -> None:
     study, store = create(where, metric=name), where.checkpoints("s")
-    keeper = sweep._CheckpointKeeper(store, 1, study)
+    keeper = watchers.CheckpointKeeper(store, 1, study)
     for trial in one_of_each(study):
         store.save(trial.number, Checkpoint({"w": torch.zeros(1)}, trial.config, 1, 0.0))
         keeper.ended(trial, "PRUNED" if trial.number == 4 else "COMPLETE")
     assert store.trials() == [BEST[name][0]]
-    again = sweep._CheckpointKeeper(store, 1, study)  # what it knows after a restart is what the record says
+    again = watchers.CheckpointKeeper(store, 1, study)  # what it knows after a restart is what the record says
     worse = run_trial(study, epoch(1))
     store.save(worse.number, Checkpoint({"w": torch.zeros(1)}, worse.config, 1, 0.0))
     again.ended(worse, "COMPLETE")
@@ -389,7 +389,7 @@ def test_the_end_of_a_sweep_says_what_was_gained(where: Experiments, capsys: pyt
 
 def test_a_training_keeps_its_best_epoch_by_the_metric(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     epochs = [epoch(1, loss=0.2, accuracy=0.8), epoch(2, loss=0.4, accuracy=0.9), epoch(3, loss=0.3, accuracy=0.85)]
-    monkeypatch.setattr(single, "train", lambda *_: iter(epochs))
+    monkeypatch.setattr(single, "train", lambda *_, **__: iter(epochs))
     for goal, expected in ((ACCURACY, (2, 0.9)), (LOSS, (1, 0.2))):
         training = single.train_here(TrialConfig(), digits, goal)
         assert len(list(training.epochs)) == 3
