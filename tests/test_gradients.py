@@ -21,6 +21,7 @@ from trainer.data import ImageData
 from trainer.gradients import Gradients, blame, measure, note, read, troubles
 from trainer.hyperparameters import LossConfig, unflatten
 from trainer.loop import NotFiniteError, create_model, train
+from trainer.measuring import ACCURACY
 from trainer.metrics import EpochMetrics
 from trainer.objective import build_loss
 from trainer.training_state import Position
@@ -175,7 +176,7 @@ def test_show_gives_them_as_json_and_their_troubles_in_words(capsys: pytest.Capt
     assert document["gradients"] == json.loads(json.dumps(found.to_json()))
     tables.show_trial(record(found), ACCURACY, as_json=False)
     assert "The gradients of third and 1 other layer have exploded" in capsys.readouterr().out
-    tables.show_trial(record(Gradients()), as_json=True)
+    tables.show_trial(record(Gradients()), ACCURACY, as_json=True)
     assert json.loads(capsys.readouterr().out)["gradients"] == {"layers": [], "norms": [], "weights": []}
 
 
