@@ -173,7 +173,7 @@ def test_where_no_group_is_left_no_training_is_to_blame(
     groups: type[Groups], store: CheckpointStore, tmp_path: Path
 ) -> None:
     groups.will[1] = [broken("The worker group was lost: a node is gone", NO_GROUP)]
-    with pytest.raises(RuntimeError, match="a node is gone What is finished is kept"):
+    with pytest.raises(RuntimeError, match=r"a node is gone\. What is finished is kept"):
         train(store, tmp_path)
     assert store.trials() == [0]
 
