@@ -168,7 +168,8 @@ def without_latency(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def _costs(attributes: Mapping[str, Any]) -> dict[str, float]:
     """What is recorded of a trial's costs; of one of a sweep without goals its parameters."""
     known: dict[str, float] = {} if attributes.get("parameters") is None else {"parameters": attributes["parameters"]}
-    return known | attributes.get("costs", {})
+    known.update(attributes.get("costs", {}))
+    return known
 
 
 def _final(trial: FrozenTrial) -> float | None:
