@@ -6,12 +6,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cluster import reading, tables
+from cluster import reading, tables, watch
 from cluster.budget import RECORD_SECONDS, Amounts, Budget, Ending, Limit, Spent
 from cluster.config import SweepConfig, make_config
+from cluster.connection import Cluster
 from cluster.experiments import Experiments
 from cluster.extension import More
 from cluster.plan import Plan
@@ -114,6 +116,20 @@ def test_limits_are_told_in_their_own_units() -> None:
     budget = Budget(time_budget=1800, gpu_hours=4, max_cost=20, price_per_node_hour=1.25)
     told = [str(limit) for limit in budget.limits(Amounts(723, 1.239, 2.48))]
     assert told == ["12m 03s of 30m 00s", "1.24 of 4 GPU-hours", "3.10 of 20 for nodes"]
+
+
+def test_every_look_at_the_cluster_tells_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answering(answer: tuple[object, ...]) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda: answer)
+
+    monkeypatch.setattr(watch.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(watch, "draining_nodes", frozenset)
+    mailbox = SimpleNamespace(held=answering((2, 1)), census=answering((2, 2, True)))
+    held: list[tuple[int, int]] = []
+    plan, cluster = Plan(2, 1, 1.0, 0.0, 2, 2), Cluster(can_change=False)
+    looking = watch.ClusterWatch(plan, cluster, mailbox, print, print, lambda *now: held.append(now))
+    looking._look()
+    assert held == [(2, 1)]
 
 
 # ---- what a user says ----
