@@ -187,10 +187,14 @@ def data_config(sweep: SweepRecord) -> DataConfig:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a network makes of one image: probabilities float32 `(classes,)`, and for some classes a heat map `(H, W)`, 0 to 1."""
+    """What a network makes of one image: probabilities float32 `(classes,)`, and for some classes a heat map `(H, W)`, 0 to 1.
+
+    Where there can be no heat maps, `note` says why.
+    """
 
     probabilities: NDArray[np.float32]
     heat: Mapping[int, NDArray[np.float32]]
+    note: str | None = None
 
 
 @_readable
@@ -208,8 +212,10 @@ def explain(
     with _EXPLAINING:  # a heat map hangs a hook on the model, which would also see another thread's image
         with torch.inference_mode():
             probabilities = model(torch.tensor(image)[None]).softmax(1)[0].numpy()
-        heat = {label: grad_cam(model, image, label) for label in labels}
-    return Explanation(probabilities, heat)
+        try:
+            return Explanation(probabilities, {label: grad_cam(model, image, label) for label in labels})
+        except ValueError as error:  # it has no convolutions
+            return Explanation(probabilities, {}, str(error))
 
 
 @st.cache_resource(max_entries=2, show_spinner=False, hash_funcs=_BY_NAME)

@@ -349,6 +349,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05},
     "muon": {"optimizer.name": "muon"},
     "whitening": {"model.whitening": True, "augmentation.flip": True, "augmentation.alternating_flip": True},
+    "rnn": {"model.family": "rnn", "model.units": 16, "model.bidirectional": True},
+    "transformer": {"model.family": "transformer", "model.patch_size": 2, "model.heads": 2, "model.head_units": 8},
 }
 
 

@@ -111,11 +111,12 @@ PRESETS: Mapping[str, TrialConfig] = MappingProxyType(
         "mnist-transformer": unflatten(
             {
                 "model.family": "transformer",
-                "model.patch_size": 4,
+                "model.patch_size": 7,
                 "model.layers": 3,
                 "model.heads": 4,
                 "model.head_units": 16,
-                "optimizer.learning_rate": 0.003,
+                "optimizer.name": "muon",
+                "optimizer.learning_rate": 0.01,
                 "training.epochs": 5,
             }
         ),
