@@ -15,7 +15,8 @@ demo: $(READY)  ## a sweep on the handwritten digits, its ranking, an exported m
 	@echo "The ranked trials in a web page:  $(BIN)/convsweep dashboard --experiments demo/experiments"
 
 test: $(READY)  ## all tests; those that need MNIST and CIFAR-10 look for them under CONVSWEEP_DATA
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not lab and not browser" --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "slow or lab or browser"
 
 check: $(READY)  ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from cluster.export import rebuild, score_splits
 from cluster.single import train_here
 from cluster.space import Space
 from tests.ranks import on_two_ranks
+from trainer import worker
 from trainer.averaging import WeightAverage, build_average
 from trainer.batches import ImageTensors
 from trainer.data import DataConfig, ImageData, load_data
@@ -27,6 +30,7 @@ from trainer.early_stopping import is_out_of_patience, is_over
 from trainer.gradients import Gradients
 from trainer.hyperparameters import LossConfig, ScheduleConfig, TrainingConfig, TrialConfig, unflatten
 from trainer.loop import create_model, score, train
+from trainer.mailbox import Assignment, Report
 from trainer.measuring import ACCURACY
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier
@@ -471,6 +475,77 @@ def test_two_ranks_lose_patience_together(two_ranks: list[Any]) -> None:
 
 
 # ---- a worker group ----
+
+
+class Letters:
+    """Stands in for the handle of the mailbox's actor: what is sent is kept, and what is asked for is at hand."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Any]] = []
+        self.on_report: Callable[[int], None] = lambda count: None
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *words: self._take(name, words[-1]))
+
+    def _take(self, name: str, words: Any) -> int:
+        self.sent.append((name, words))
+        if name == "report":
+            self.on_report(len(self.reports))
+        return 0  # of `begin`: none of its attempts has ended in a death
+
+    @property
+    def reports(self) -> list[Report]:
+        return [words for name, words in self.sent if name == "report"]
+
+
+@pytest.fixture
+def work(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Letters]:
+    """Lets a rank work on a trial that was `begun` or not; after so many reports it has to leave, if at all."""
+    monkeypatch.setattr(worker.ray, "get", lambda answer: answer)
+    data = DataConfig(data="digits", cache=str(cache), validation_fraction=0.6)
+
+    def train_one(config: TrialConfig, *, begun: bool = False, leaves_after: int | None = None) -> Letters:
+        letters, news = Letters(), worker._News()
+
+        def leave(reports: int) -> None:
+            news.has_to_leave = reports == leaves_after
+
+        letters.on_report = leave
+        assignment = Assignment(0, config, data, str(tmp_path / "checkpoints"), begun)
+        with contextlib.suppress(worker._LeavingError):
+            worker._Trial(letters, "group", 0, assignment, 0, 1).run(worker._Loaded(CPU), news)
+        return letters
+
+    return train_one
+
+
+def test_the_last_report_of_a_trial_that_ends_early_says_so_also_when_it_is_begun_again(
+    work: Callable[..., Letters],
+) -> None:
+    config = unflatten(SMALL | STILL | {"training.epochs": 50})
+    first, again = work(config), work(config, begun=True)  # the second finds the whole of it and trains nothing
+    for letters in (first, again):
+        assert [(report.metrics.epoch, report.done) for report in letters.reports if report.metrics] == [
+            (1, False),
+            (2, False),
+            (3, True),
+        ]
+        assert [name for name, _ in letters.sent][-1] == "finish"
+        assert [len(report.gradients.norms) for report in letters.reports if report.gradients] == [1, 1, 1]
+    assert [report.metrics for report in first.reports] == [report.metrics for report in again.reports]
+    assert [report.gradients for report in first.reports] == [report.gradients for report in again.reports]
+
+
+@pytest.mark.parametrize(("leaves_after", "hands_over"), [(1, True), (2, True), (3, False)])
+def test_a_group_that_has_to_leave_hands_over_what_is_not_over(
+    work: Callable[..., Letters], leaves_after: int, hands_over: bool
+) -> None:
+    config = unflatten(SMALL | STILL | {"training.epochs": 50})
+    letters = work(config, leaves_after=leaves_after)
+    assert ("hand_over" in [name for name, _ in letters.sent]) == hands_over
+    assert len(letters.reports) == leaves_after
+    rest = work(config, begun=True).reports
+    assert [(report.metrics.epoch, report.done) for report in rest if report.metrics][-1] == (3, True)
 
 
 def convsweep(folder: Path, *words: object) -> Any:
