@@ -321,7 +321,9 @@ def test_only_columns_that_differ_tell_trials_apart() -> None:
 
 
 def test_every_hyperparameter_has_a_column_with_its_own_label_and_its_meaning() -> None:
-    everything = record(0, "COMPLETE", 0.5, but={p.name: p.default for p in parameters() if not p.per_block})
+    every = {p.name: p.default for p in parameters() if not p.per_block}
+    every |= {f"{p.name}.1": p.default[0] for p in parameters() if p.per_block}
+    everything = record(0, "COMPLETE", 0.5, but=every)
     columns = tables.hyperparameter_columns([everything])
     assert [c.name for c in columns] == [p.name for p in parameters()]
     labels = [c.label for c in (*tables.OUTCOME, *columns)]

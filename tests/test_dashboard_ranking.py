@@ -208,9 +208,8 @@ def test_the_download_has_the_trials_that_are_shown(page: AppTest, monkeypatch: 
 
 
 def test_everything_can_be_filtered_by_and_has_its_own_label() -> None:
-    blocks = {p.name: p.default[0] for p in parameters() if p.per_block}
-    most = flatten(unflatten({"model.blocks": MAX_BLOCKS} | blocks))
-    most |= {p.name: p.default for p in parameters() if not p.per_block}
+    most = {p.name: p.default for p in parameters() if not p.per_block}
+    most |= {f"{p.name}.{i}": p.default[0] for p in parameters() if p.per_block for i in range(1, MAX_BLOCKS + 1)}
     everything = TrialRecord(0, "COMPLETE", 0.5, most, parameters=1000, train_seconds=2.0)
     labels = filters.labels([everything])
     assert {"value", "parameters", "train_seconds", "model.filters", "model.filters.5"} <= set(labels)
