@@ -106,7 +106,7 @@ def groups(monkeypatch: pytest.MonkeyPatch, store: CheckpointStore) -> type[Grou
     Groups.will = defaultdict(lambda: [epoch(1), epoch(2, done=True)])
     Groups.store = store
     monkeypatch.setattr(worker_group, "WorkerGroups", Groups)
-    monkeypatch.setattr(ray, "get", lambda given: given if isinstance(given, list) else given[0])
+    monkeypatch.setattr(ray, "get", lambda given: given and given[0])
     monkeypatch.setattr(ray, "wait", lambda references, timeout: (references[:1], references[1:]))
     return Groups
 
