@@ -171,7 +171,7 @@ def test_each_stage_but_the_first_halves_the_image() -> None:
 def test_an_lstm_reads_the_rows_from_the_top(both_ways: bool) -> None:
     """By the formula of torch's documentation, with its order of the gates."""
     model = build(RNN | {"model.units": 4, "model.bidirectional": both_ways}, (3, 6, 5))
-    lstm, images = model.features[1], images_of(2, 3, 6, 5)
+    lstm, images = model.features[1].layers, images_of(2, 3, 6, 5)
     pixels = (images - 100.0) / 50.0
 
     def read(rows: list[int], suffix: str) -> Tensor:
@@ -193,7 +193,7 @@ def test_an_lstm_reads_the_rows_from_the_top(both_ways: bool) -> None:
 @pytest.mark.parametrize(("cell", "kind", "gates"), [("lstm", nn.LSTM, 4), ("gru", nn.GRU, 3), ("simple", nn.RNN, 1)])
 def test_the_cell_is_that_of_the_configuration(cell: str, kind: type[nn.Module], gates: int) -> None:
     model = build(RNN | {"model.cell": cell, "model.layers": 3})
-    assert isinstance(model.features[1], kind)
+    assert isinstance(model.features[1].layers, kind)
     expected = gates * 32 * (24 + 32 + 2) + 2 * gates * 32 * (32 + 32 + 2) + 32 * 5 + 5
     assert parameter_count(model) == expected
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,21 @@ class Rows(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """`(N, C, H, W)` to `(N, H, C W)`."""
         return maps.transpose(1, 2).flatten(2)
+
+
+class Recurrent(nn.Module):
+    """torch's recurrent `layers`, in float32 on a GPU: autocast would have cuDNN's in float16, in which small gradients vanish."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, rows: Tensor) -> Any:
+        """`(N, steps, values)` to what the layers give: the outputs `(N, steps, directions x units)`, and the last state."""
+        if rows.is_cuda and torch.is_autocast_enabled("cuda"):
+            with torch.autocast("cuda", enabled=False):
+                return self.layers(rows.float())
+        return self.layers(rows)
 
 
 class LastStep(nn.Module):
@@ -44,4 +61,4 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int]) -> tuple[list[
         dropout=config.dropout if config.layers > 1 else 0.0,  # it is between the layers
         bidirectional=config.bidirectional,
     )
-    return [Rows(), recurrent, LastStep(directions)], directions * config.units
+    return [Rows(), Recurrent(recurrent), LastStep(directions)], directions * config.units
