@@ -107,7 +107,8 @@ def _train(
             )
             for final in finals
         ]
-        ray.get([groups.mailbox.post.remote(assignment) for assignment in assignments])
+        for assignment in assignments:
+            ray.get(groups.mailbox.post.remote(assignment))  # one after the other: the actor takes calls as they come
         groups.mailbox.no_more.remote(len(assignments))
         groups.wait_until_up(should_stop)
         return _follow(finals, groups.mailbox, progress, should_stop)
@@ -127,9 +128,8 @@ def _follow(
             final, position = next_reports.pop(reference)
             report: Report = ray.get(reference)
             if report.kind in (STORAGE, NO_GROUP):
-                raise RuntimeError(
-                    f"{report.error} What is finished is kept; when that is mended, run the command again."
-                )
+                cause = (report.error or "").partition("\n")[0].rstrip(".")
+                raise RuntimeError(f"{cause}. What is finished is kept; when that is mended, run the command again.")
             progress.reported(final, report)
             if report.error is not None:
                 failures[final.key] = report.error

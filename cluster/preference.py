@@ -55,7 +55,7 @@ class Preference:
         if not tied:
             return f"{name} has the best mean of {len(configurations)}, of which one seed each says little"
         if tied == 1:
-            return f"{name} is better than the other {len(configurations) - 1}"
+            return f"{name} is the best of {len(configurations)}, by more than chance"
         return f"{name} has the fewest parameters of the {tied} that are tied with the best of {len(configurations)}"
 
     def _news(self, beaten: TrialRecord) -> str:

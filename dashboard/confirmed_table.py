@@ -26,7 +26,7 @@ def show(sweep: SweepRecord) -> None:
     if comparison.recommended is None:
         return
     st.subheader("Confirmed on the test split")
-    left, right = st.columns(2, gap="medium")
+    left, right = st.columns([3, 2], gap="medium")
     with left:
         label = _LABELS[comparison.metric]
         st.dataframe(
@@ -60,7 +60,7 @@ def show(sweep: SweepRecord) -> None:
 
 
 def table(comparison: Comparison) -> pd.DataFrame:
-    """A row per configuration, best mean first: trial, export, n, mean, deviation, interval, tied, parameters."""
+    """A row per configuration, best mean first: trial, export, tied, n, mean, interval, deviation, parameters."""
 
     def column(values: Sequence[Any], dtype: str) -> pd.Series[Any]:
         return pd.Series(values, dtype=dtype)
@@ -70,11 +70,11 @@ def table(comparison: Comparison) -> pd.DataFrame:
         {
             "trial": column([c.trial for c in configurations], "Int64"),
             "export": column([c is comparison.recommended for c in configurations], "bool"),
+            "tied": column([_TIED[c.tied] for c in configurations], "object"),
             "n": column([c.n for c in configurations], "Int64"),
             "mean": column([c.mean for c in configurations], "float64"),
-            "deviation": column([c.deviation for c in configurations], "float64"),
             "interval": column([_interval(c) for c in configurations], "object"),
-            "tied": column([_TIED[c.tied] for c in configurations], "object"),
+            "deviation": column([c.deviation for c in configurations], "float64"),
             "parameters": column([c.parameters for c in configurations], "Int64"),
         }
     )

@@ -282,7 +282,7 @@ def test_export_prefers_the_recommended_configurations_middle_seed_and_says_why(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([scores(0, *CLOSE), scores(1, *FAR)], "trial 0 is better than the other 1"),
+        ([scores(0, *CLOSE), scores(1, *FAR)], "trial 0 is the best of 2, by more than chance"),
         ([scores(0, *CLOSE)], "trial 0 alone"),
         ([scores(0, 0.9), scores(1, 0.8)], "one seed each says little"),
     ],

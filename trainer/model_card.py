@@ -100,14 +100,12 @@ def _final_words(seeds: SeedFigures | None) -> str:
 score, as the model has seen those images."""
     if seeds is None:
         return text
-    others = (
-        f" It was chosen among {seeds.compared} configurations by such figures, which makes its own a little too good."
-        if seeds.compared > 1
-        else ""
-    )
+    chosen = f"""
+It was chosen among {seeds.compared} configurations by such figures, which makes its own a little too good."""
     return f"""{text}
-Over the seeds of this configuration the test split gives: {seeds}.{others} This is the model of seed {seeds.seed}, the one in
-the middle, so that it is not the best by luck."""
+
+The configuration has on the test split: {seeds}. This is the model of seed {seeds.seed}, the one in the
+middle, so that it is not the best by luck.{chosen if seeds.compared > 1 else ""}"""
 
 
 def _fold_words(final: bool, folds: FoldFigures | None) -> str:
