@@ -278,5 +278,5 @@ def _fold_pruner(name: str) -> optuna.pruners.BasePruner:
         return optuna.pruners.MedianPruner(n_startup_trials=5)
     if name == "none":
         return optuna.pruners.NopPruner()
-    # Halves after 1, 2, 4 and 8 folds; thirds would have one rung alone in five folds, and that by a single fold.
+    # Halves after 1, 2, 4 and 8 folds: a third, as of epochs, would be little to leave after a single fold.
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
