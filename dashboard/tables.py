@@ -81,7 +81,7 @@ _LAST = (
     Column("size_mb", "size", "Size of the network's weights as they are stored, in 10^6 bytes", "Float64", "%.3f MB"),
     Column(
         "latency_ms",
-        "latency",
+        "measured latency",
         "Milliseconds of a forward pass of as many images as the sweep's latency_batch says, before the first epoch",
         "Float64",
         "%.3f ms",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,6 +45,13 @@ class Here(Cluster):
         return PLAN
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Stands for Ray's reference to a report: none is like another."""
+
+    report: Report
+
+
 class Groups:
     """Worker groups and their mailbox in one: `will` says by key how each training goes, from its first report on."""
 
@@ -53,7 +61,6 @@ class Groups:
     def __init__(self, *_: object) -> None:
         self.mailbox = self
         self.assignments: dict[int, Assignment] = {}
-        self.count = 0
 
     def __enter__(self) -> Groups:
         return self
@@ -77,13 +84,12 @@ class Groups:
     def on_no_more(self, count: int) -> None:
         assert count == len(self.assignments)
 
-    def on_read(self, key: int, position: int) -> tuple[Report, int]:
+    def on_read(self, key: int, position: int) -> Reference:
         report = self.will[key][position]
         if report.done and report.error is None:
             config = self.assignments[key].config
             self.store.save(key, Checkpoint({"weight": torch.zeros(2)}, config, 2, 0.0))
-        self.count += 1
-        return report, self.count  # what stands for a reference is to be unique
+        return Reference(report)
 
 
 def epoch(number: int, done: bool = False) -> Report:
@@ -106,7 +112,7 @@ def groups(monkeypatch: pytest.MonkeyPatch, store: CheckpointStore) -> type[Grou
     Groups.will = defaultdict(lambda: [epoch(1), epoch(2, done=True)])
     Groups.store = store
     monkeypatch.setattr(worker_group, "WorkerGroups", Groups)
-    monkeypatch.setattr(ray, "get", lambda given: given and given[0])
+    monkeypatch.setattr(ray, "get", lambda given: given and given.report)
     monkeypatch.setattr(ray, "wait", lambda references, timeout: (references[:1], references[1:]))
     return Groups
 
