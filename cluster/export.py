@@ -89,8 +89,7 @@ def export_trial(
     """
     check_target(folder)
     checkpoint, final = load_model(experiments, sweep, trial)
-    config = sweep.config.data
-    config = replace(config, root=data_root or config.root, cache=cache or config.cache)
+    config = _data_config(sweep, data_root, cache)
     data, metric = first_fold(load_data(config, on_progress), config, sweep.config.folds), sweep.config.metric
     figures = fold_figures(sweep, trial)
     return export(checkpoint, data, config, folder, sweep.name, trial.number, samples, metric, final, folds=figures)
@@ -120,10 +119,15 @@ def export_final(
             f"The weights of the final model of trial {model.trial}, seed {model.seed}, are gone: `convsweep confirm {sweep.name}` trains "
             f"it again, `convsweep export {sweep.name} --trial {model.trial}` takes the search's model."
         ) from error
-    config = sweep.config.data
-    config = replace(config, root=data_root or config.root, cache=cache or config.cache)
+    config = _data_config(sweep, data_root, cache)
     data, metric = load_data(config, on_progress), sweep.config.metric
     return export(checkpoint, data, config, folder, sweep.name, model.trial, samples, metric, True, preference.figures)
+
+
+def _data_config(sweep: SweepRecord, root: str | None, cache: str | None) -> DataConfig:
+    """The sweep's data, with another root and cache where they are given."""
+    config = sweep.config.data
+    return replace(config, root=root or config.root, cache=cache or config.cache)
 
 
 def rebuild(checkpoint: Checkpoint, data: ImageData) -> Classifier:

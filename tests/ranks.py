@@ -6,12 +6,13 @@ import faulthandler
 import json
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.services import free_port
 
 Work = Callable[[int, str], Any]
 """Gets its rank and the folder of decoded data, and gives what JSON can hold."""
@@ -19,7 +20,7 @@ Work = Callable[[int, str], Any]
 
 def on_two_ranks(work: Work, cache: Path, folder: Path) -> list[Any]:
     """What each rank found. `work` must lie in a module, for the other processes to import it."""
-    context, port = multiprocessing.get_context("spawn"), _free_port()
+    context, port = multiprocessing.get_context("spawn"), free_port()
     ranks = [context.Process(target=_rank, args=(work, rank, port, str(cache), folder)) for rank in (0, 1)]
     for process in ranks:
         process.start()
@@ -32,12 +33,6 @@ def on_two_ranks(work: Work, cache: Path, folder: Path) -> list[Any]:
     assert not waiting, "a rank waits for the other for ever"
     assert [process.exitcode for process in ranks] == [0, 0]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _rank(work: Work, rank: int, port: int, cache: str, folder: Path) -> None:

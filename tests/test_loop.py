@@ -7,13 +7,9 @@ to change them.
 from __future__ import annotations
 
 import dataclasses
-import faulthandler
 import itertools
 import json
 import math
-import multiprocessing
-import os
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score, recall_score
 
+from tests.ranks import on_two_ranks
 from trainer.batches import ImageTensors
 from trainer.data import DataConfig, ImageData, load_data
 from trainer.hyperparameters import TrialConfig, unflatten
@@ -354,36 +351,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two_ranks(cache: Path, digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two ranks of one process group found, in files: `_rank` says what."""
-    folder = tmp_path_factory.mktemp("ranks")
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    ranks = [context.Process(target=_rank, args=(rank, port, str(cache), folder)) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    waiting = [process for process in ranks if process.is_alive()]
-    for process in waiting:
-        process.kill()
-        process.join()
-    assert not waiting, "a rank waits for the other for ever"
-    assert [process.exitcode for process in ranks] == [0, 0]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    """What the two ranks of one process group found: `work` says what."""
+    return on_two_ranks(work, cache, tmp_path_factory.mktemp("ranks"))
 
 
-def _rank(rank: int, port: int, cache: str, folder: Path) -> None:
-    faulthandler.enable()
+def work(rank: int, cache: str) -> dict[str, Any]:
     data = load_data(DataConfig(data="digits", cache=cache))
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     world: dict[str, Any] = {"rank": rank, "world_size": 2}
     found: dict[str, Any] = {}
     for name, changes in CASES.items():
@@ -418,9 +393,7 @@ def _rank(rank: int, port: int, cache: str, folder: Path) -> None:
     found["interrupted"] = {"steps": position.steps}
     begun += train(model, config, *tensors(data), **several)
     found["interrupted"] |= {"metrics": [m.to_json() for m in begun], "weights": _sums(model)}
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
-    os._exit(0)  # gloo's threads may want the interpreter's lock while it ends, and abort (pytorch/pytorch#179291)
+    return found
 
 
 def _sums(model: Classifier) -> list[float]:
