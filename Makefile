@@ -15,7 +15,8 @@ demo: $(READY)  ## a sweep on the handwritten digits, its ranking, an exported m
 	@echo "The ranked trials in a web page:  $(BIN)/convsweep dashboard --experiments demo/experiments"
 
 test: $(READY)  ## all tests; those that need MNIST and CIFAR-10 look for them under CONVSWEEP_DATA
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not lab and not browser" --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "slow or lab or browser"
 
 check: $(READY)  ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
@@ -37,6 +38,7 @@ bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DAT
 	$(BIN)/python -m bench.search
 	$(BIN)/python -m bench.gpu
 	$(BIN)/python -m bench.report
+	$(BIN)/python -m bench.tasks
 
 faults: $(READY)  ## break sweeps on purpose and see that nothing is lost; FAULTS="--kills 2 --trials 12" for the short form
 	$(BIN)/python -m bench.faults $(FAULTS)

@@ -28,8 +28,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from bench.synthetic import EPOCH_SECONDS, NAME, learning_curve, write_study
 from cluster.experiments import Experiments
+from cluster.running_trial import RunningTrial
 from cluster.studies import Studies
-from cluster.study import RunningTrial
 
 VISITS = 5
 FEW = 20

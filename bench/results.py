@@ -14,16 +14,16 @@ FOLDER = Path(__file__).parents[1] / "docs/benchmarks"
 _PACKAGES = ("ray", "torch", "optuna", "streamlit")
 
 
-def save(name: str, found: Any) -> None:
+def save(name: str, found: Any, folder: Path = FOLDER) -> None:
     """Write what the benchmark `name` found, with the machine, the versions and the day."""
-    FOLDER.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     content = {"machine": machine(), "versions": versions(), "day": datetime.date.today().isoformat(), "found": found}
-    (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def load() -> dict[str, Any]:
+def load(folder: Path = FOLDER) -> dict[str, Any]:
     """What was saved, by the benchmark's name."""
-    return {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))}
+    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
 
 
 def machine() -> str:

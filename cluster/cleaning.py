@@ -24,7 +24,8 @@ class Surplus:
 def clean(name: str, where: Experiments, keep: int | None, remove: bool) -> Surplus:
     """What sweep `name` does not need when the weights of its `keep` best trials stay (None: as many as it was told); freed on request.
 
-    Unfinished trials keep all that they have. Raises ValueError for an unknown sweep and a `keep` below 1, LeaseHeldError while it runs.
+    With several goals those of the front stay too. Unfinished trials keep all that they have. Raises ValueError for an unknown sweep
+    and a `keep` below 1, LeaseHeldError while it runs.
     """
     if keep is not None and keep < 1:
         raise ValueError(
@@ -37,7 +38,9 @@ def clean(name: str, where: Experiments, keep: int | None, remove: bool) -> Surp
         store = where.checkpoints(name)
         has = set(store.trials())
         complete = [t.number for t in sweep.trials if t.state == "COMPLETE" and t.number in has]
-        kept = complete[: keep or sweep.config.keep_checkpoints]
+        best = complete[: keep or sweep.config.keep_checkpoints]
+        on_front = sweep.front if sweep.config.goals else ()
+        kept = [number for number in complete if number in best or number in on_front]
         unfinished = {t.number for t in sweep.trials if t.state in ("RUNNING", "WAITING")}
         files = store.surplus(set(kept), unfinished)
         surplus = Surplus(files | where.ray_files(name), tuple(kept))

@@ -11,20 +11,26 @@ import typer
 
 from cluster import job_commands, model_commands, tables
 from cluster.config import KEYS, make_config, parse_duration, read_sweep_file
+from cluster.confirm_command import confirm
 from cluster.experiments import Experiments
+from cluster.extension import More
 from cluster.options import (
     DATA_HELP,
     DEFAULT_FOLDER,
     Address,
     Cache,
+    Constraints,
     CpusPerWorker,
     Data,
     DataRoot,
     Epochs,
     Folder,
+    Goals,
     GpusPerWorker,
     ImageSize,
     Json,
+    LatencyBatch,
+    Metric,
     Preset,
     Seed,
     Set,
@@ -60,13 +66,35 @@ def sweep(
         Path | None, typer.Argument(metavar="SWEEP.yaml", help="Settings, - from standard input; options win.")
     ] = None,
     data: Data = None,
-    trials: Annotated[int | None, typer.Option(help="How many. [default: 20, or what fits the time budget]")] = None,
+    trials: Annotated[int | None, typer.Option(help="How many. [default: 20, or what fits the budget]")] = None,
     epochs: Epochs = None,
     time_budget: Annotated[str | None, typer.Option(help="No trial starts after this: 90s, 30m, 2h.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="No trial starts once the groups have held GPUs for so long.")
+    ] = None,
+    price_per_node_hour: Annotated[
+        float | None, typer.Option(help="What a node with ranks on it costs per hour.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="No trial starts once the nodes have cost so much, by their price.")
+    ] = None,
+    min_gain: Annotated[
+        float | None, typer.Option(help="No trial starts once the next one is expected to gain less than this.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The sweep's name. [default: the data's, with a number]")] = None,
     preset: Preset = None,
     sampler: Annotated[str | None, typer.Option(help="tpe, random or grid. [default: tpe]")] = None,
     pruner: Annotated[str | None, typer.Option(help="halving, median or none. [default: halving]")] = None,
+    metric: Metric = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Train each trial on that many folds and score it by their mean. [default: 1, a single split]"
+        ),
+    ] = None,
+    goals: Goals = None,
+    constraints: Constraints = None,
+    latency_batch: LatencyBatch = None,
     set_: Set = None,
     seed: Seed = None,
     workers: Workers = None,
@@ -92,6 +120,9 @@ def sweep(
     skip_broken: SkipBroken = None,
     data_root: DataRoot = None,
     cache: Cache = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Write event files: tensorboard --logdir experiments/NAME.")
+    ] = None,
     address: Address = None,
     experiments: Folder = DEFAULT_FOLDER,
     study_storage: StudyStorage = None,
@@ -111,6 +142,8 @@ def sweep(
       convsweep sweep --data mnist --trials 24 --epochs 3 --set "model.kernel_size=[3, 5]"
 
       convsweep sweep photos.yaml --time-budget 2h
+
+      convsweep sweep --data digits --goal parameters --constraint "latency_ms <= 5"
     """
     options: dict[str, Any] = {key: value for key, value in locals().items() if key in KEYS and value is not None}
     settings = (read_sweep_file(file) if file else {}) | options
@@ -153,6 +186,9 @@ def extend(
     name: str,
     trials: Annotated[int | None, typer.Option(help="How many more trials.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="How much more time: 90s, 30m, 2h.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="How many more GPU-hours.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="How much more it may cost.")] = None,
+    min_gain: Annotated[float | None, typer.Option(help="Another expected gain to end below; 0: never.")] = None,
     set_: Set = None,
     takeover: Takeover = False,
     address: Address = None,
@@ -161,14 +197,15 @@ def extend(
     storage_path: StoragePath = None,
     as_json: Json = False,
 ) -> None:
-    """Give a sweep more trials or time, also in another space: --set changes what is proposed from now on.
+    """Give a sweep more trials, time or money, also in another space: --set changes what is proposed from now on.
 
     Example:  convsweep extend mnist-1 --trials 20 --set "model.kernel_size=[3, 5]"
     """
     from cluster import sweep
 
     where = Experiments(experiments, study_storage, storage_path)
-    more = sweep.More(trials, parse_duration(time_budget) if time_budget is not None else None, assignments(set_))
+    seconds = parse_duration(time_budget) if time_budget is not None else None
+    more = More(trials, seconds, assignments(set_), gpu_hours, max_cost, min_gain)
     with tables.decoding() as on_progress:
         _report(sweep.extend(name, more, where, address, on_progress, takeover), where, as_json)
 
@@ -184,6 +221,9 @@ def list_(experiments: Folder = DEFAULT_FOLDER, study_storage: StudyStorage = No
 def rank(
     name: str,
     top: Annotated[int | None, typer.Option(help="How many trials. [default: 10; with --json all]")] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="Only those that no other trial beats in all goals, by the metric.")
+    ] = False,
     experiments: Folder = DEFAULT_FOLDER,
     study_storage: StudyStorage = None,
     as_json: Json = False,
@@ -191,7 +231,7 @@ def rank(
     """Rank a sweep's trials, the best first."""
     if top is not None and top < 1:
         raise ValueError(f"--top must be at least 1, but got {top}.")
-    tables.show_ranking(Studies(Experiments(experiments, study_storage)).read(name), top, as_json)
+    tables.show_ranking(Studies(Experiments(experiments, study_storage)).read(name), top, as_json, front)
 
 
 @app.command()
@@ -203,12 +243,11 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one trial: its configuration, its epochs, and why it failed if it did."""
-    tables.show_trial(
-        model_commands.find_trial(Studies(Experiments(experiments, study_storage)).read(name), trial), as_json
-    )
+    record = Studies(Experiments(experiments, study_storage)).read(name)
+    tables.show_trial(model_commands.find_trial(record, trial), record.config.goal, as_json)
 
 
-for command in (model_commands.train, model_commands.export, model_commands.predict, model_commands.doctor):
+for command in (model_commands.train, confirm, model_commands.export, model_commands.predict, model_commands.doctor):
     app.command()(command)
 
 

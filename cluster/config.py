@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,16 @@ from typing import Any
 
 import yaml
 
+from cluster.budget import Budget
+from cluster.goals import Objectives, check_goals, read_limits
 from cluster.plan import GroupShape
 from cluster.recipes import RECIPES, UNMIRRORED
 from cluster.space import Space
 from cluster.yaml_values import read_yaml
 from trainer.data import DataConfig
+from trainer.fold_scores import MOST_FOLDS
 from trainer.hyperparameters import TrialConfig, flatten, nearest, unflatten
+from trainer.measuring import ACCURACY, METRICS, Metric
 from trainer.named_data import NAMES
 from trainer.presets import preset
 
@@ -35,9 +40,13 @@ class SweepConfig:
 
     `epochs` are those of a trial that is not pruned; `time_budget` (seconds) is the time after which no new trial starts;
     `preset` is the configuration that the first trial has (None: the data set's own), `first` are those of the trials after it,
-    each of which says what is other than in the preset. `trials` is None only with a `time_budget`: as many as fit into it.
+    each of which says what is other than in the preset. `trials` is None only with a limit of `budget`: as many as fit into it.
+    Once the next trial is expected to gain less than `min_gain` over the best so far, no new one starts.
     A trial whose processes die is begun again up to `max_retries` times, one without an epoch within `epoch_timeout` seconds fails.
-    `warm_start_from` names a sweep whose trials the sampler learns from.
+    `warm_start_from` names a sweep whose trials the sampler learns from, `metric` what makes one trial better than another.
+    With `folds` above 1 a trial is trained once for each fold, and its value is the mean of theirs. `goals` are costs that shall be
+    low besides, `constraints` (such as 'latency_ms <= 5') what every trial has to keep to, and `latency_batch` is how many images
+    at a time the latency is of. With `tensorboard` there is an event file of each trial.
     """
 
     name: str
@@ -56,28 +65,50 @@ class SweepConfig:
     max_retries: int = 2
     epoch_timeout: float | None = None
     warm_start_from: str | None = None
+    metric: str = ACCURACY.name
+    folds: int = 1
+    goals: Sequence[str] = ()
+    constraints: Sequence[str] = ()
+    latency_batch: int = 1
+    gpu_hours: float | None = None
+    max_cost: float | None = None
+    price_per_node_hour: float | None = None
+    min_gain: float | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
         object.__setattr__(self, "first", tuple(self.first))
-        for name in ("trials", "epochs", "keep_checkpoints"):
+        for name in ("trials", "epochs", "keep_checkpoints", "latency_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, but got {value}.")
-        if self.trials is None and self.time_budget is None:
-            raise ValueError("A sweep ends after a number of trials or after a time: give trials, time_budget or both.")
+        if self.budget.is_unlimited and self.trials is None:
+            raise ValueError("A sweep ends when something is spent: give trials, time_budget, gpu_hours or max_cost.")
         for name in ("time_budget", "epoch_timeout"):
             seconds = getattr(self, name)
             if seconds is not None and seconds <= 0:
                 raise ValueError(f"{name} must be longer than 0 s, but got {seconds:g} s.")
+        if not 1 <= self.folds <= MOST_FOLDS:
+            raise ValueError(
+                f"folds must be 1, which is a single validation split, to {MOST_FOLDS}, but got {self.folds}."
+            )
         if self.max_retries < 0:
             raise ValueError(f"max_retries must be at least 0, but got {self.max_retries}.")
+        if self.min_gain is not None and not 0 <= self.min_gain < math.inf:
+            raise ValueError(f"min_gain must be 0 or more, but got {self.min_gain:g}.")
+        if self.min_gain is not None and self.sampler == "grid":
+            raise ValueError("A grid tries every combination and expects nothing: leave out min_gain.")
         if self.warm_start_from is not None and self.sampler == "grid":
             raise ValueError("A grid tries every combination and learns nothing: leave out warm_start_from.")
-        for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+        for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS), ("metric", tuple(METRICS))):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, but got {value!r}.{nearest(value, known)}")
+        object.__setattr__(self, "goals", check_goals(self.goals, self.goal))
+        object.__setattr__(self, "constraints", tuple(map(str, read_limits(self.constraints, self.goal))))
+        if self.latency_batch > 1 and "latency_ms" not in self.objectives.costing.names:
+            raise ValueError("latency_batch has no effect: neither a goal nor a constraint names latency_ms.")
         if self.baseline is not None:
             preset(self.baseline)
         space = self.build_space()
@@ -89,6 +120,26 @@ class SweepConfig:
             raise ValueError(
                 f"trials must be at least {enqueued}, those of `first` and the ones before them, but got {self.trials}."
             )
+
+    @property
+    def goal(self) -> Metric:
+        """What the search optimises; with `goals` the first of its objectives."""
+        return METRICS[self.metric]
+
+    @property
+    def objectives(self) -> Objectives:
+        """All that makes a trial good."""
+        return Objectives(self.goal, tuple(self.goals), read_limits(self.constraints, self.goal), self.latency_batch)
+
+    @property
+    def budget(self) -> Budget:
+        """What may be spent, beside trials."""
+        return Budget(
+            time_budget=self.time_budget,
+            gpu_hours=self.gpu_hours,
+            max_cost=self.max_cost,
+            price_per_node_hour=self.price_per_node_hour,
+        )
 
     @property
     def baseline(self) -> str | None:
@@ -239,10 +290,14 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
     for name in ("time_budget", "epoch_timeout"):
         if name in given:
             given[name] = parse_duration(given[name])
-    if "time_budget" in given and "trials" not in given:
+    if not given.keys().isdisjoint(("time_budget", "gpu_hours", "max_cost")) and "trials" not in given:
         given["trials"] = None
     if "data" not in given:
         raise ValueError(f"A sweep needs data: {', '.join(NAMES)}, or a folder of images.")
+    if given.get("folds", 1) > 1 and "validation_fraction" in given:
+        raise ValueError(
+            "With folds every image is held out once, and none for good: leave out validation_fraction, or folds."
+        )
     data = DataConfig(**{_DATA_KEYS[key]: given[key] for key in _DATA_KEYS if key in given})
     data.check()
     shape = GroupShape(**{key: given[key] for key in _SHAPE_KEYS if key in given})
@@ -255,13 +310,15 @@ def make_config(settings: Mapping[str, Any]) -> SweepConfig:
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("trials", "epochs", "seed", "keep_checkpoints", "max_retries"), (int,)),
-    **dict.fromkeys(("workers", "groups", "image_size"), (int,)),
+    **dict.fromkeys(("workers", "groups", "image_size", "folds", "latency_batch"), (int,)),
     **dict.fromkeys(("cpus_per_worker", "gpus_per_worker", "validation_fraction"), (int, float)),
     **dict.fromkeys(("name", "data", "data_root", "cache", "sampler", "pruner", "preset", "warm_start_from"), (str,)),
+    "metric": (str,),
     **dict.fromkeys(("time_budget", "epoch_timeout"), (int, float, str)),
-    "skip_broken": (bool,),
+    **dict.fromkeys(("gpu_hours", "max_cost", "price_per_node_hour", "min_gain"), (int, float)),
+    **dict.fromkeys(("skip_broken", "tensorboard"), (bool,)),
     "space": (dict,),
-    "first": (list,),
+    **dict.fromkeys(("first", "goals", "constraints"), (list,)),
 }
 _TYPE_NAMES = {
     int: "a whole number",

@@ -72,9 +72,21 @@ class Experiments:
         """Where Ray Tune keeps what it writes while the sweep runs, which nobody reads: always on this machine."""
         return self.folder.absolute() / sweep / "tune"
 
+    def tensorboard_folder(self, sweep: str) -> Path:
+        """Where a sweep's event files for TensorBoard are, one folder per trial: always on this machine."""
+        return self.folder.absolute() / sweep / "tensorboard"
+
     def checkpoints(self, sweep: str) -> CheckpointStore:
         """A sweep's checkpoints."""
         return CheckpointStore(self.checkpoints_uri(sweep))
+
+    def confirmed(self, sweep: str) -> CheckpointStore:
+        """The final models of a sweep that was confirmed: beside its checkpoints, in a folder of their own."""
+        return CheckpointStore(self._stored(f"{sweep}/checkpoints/confirm"))
+
+    def winner(self, sweep: str) -> CheckpointStore:
+        """The model of a cross-validated sweep's best configuration, trained on everything, under the best trial's number."""
+        return CheckpointStore(self._stored(f"{sweep}/checkpoints/winner"))
 
     def bundle(self, sweep: str, trial: int) -> Path:
         """Where the dashboard exports a trial to: always on this machine."""

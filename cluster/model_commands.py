@@ -22,6 +22,7 @@ from cluster.options import (
     GpusPerWorker,
     ImageSize,
     Json,
+    Metric,
     Seed,
     Set,
     SkipBroken,
@@ -32,11 +33,13 @@ from cluster.options import (
     default_root,
 )
 from cluster.plan import GroupShape
+from cluster.preference import preference
 from cluster.progress import say_skipped
 from cluster.record import SweepRecord, TrialRecord
 from cluster.studies import Studies
 from trainer.data import DataConfig
 from trainer.hyperparameters import TrialConfig, flatten, refuse_without_effect, unflatten
+from trainer.measuring import ACCURACY, metric_named
 from trainer.presets import PRESETS, preset
 
 
@@ -52,6 +55,7 @@ def train(
     workers: Workers = None,
     cpus_per_worker: CpusPerWorker = None,
     gpus_per_worker: GpusPerWorker = None,
+    metric: Metric = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Share held out to choose the best epoch.")] = None,
     image_size: ImageSize = None,
     skip_broken: SkipBroken = None,
@@ -70,6 +74,7 @@ def train(
     """
     if data is None:
         raise ValueError(f"Say which data: --data with {DATA_HELP}")
+    goal = metric_named(metric or ACCURACY.name)
     given = assignments(set_) | {
         key: value for key, value in (("training.epochs", epochs), ("training.seed", seed)) if value is not None
     }
@@ -101,15 +106,16 @@ def train(
         images = load_data(data_config, on_progress)
     say_skipped(images.skipped)
     if asked or address:
-        training = train_on_group(config, data_config, shape, Experiments(experiments, None, storage_path), address)
+        where = Experiments(experiments, None, storage_path)
+        training = train_on_group(config, data_config, shape, where, address, goal)
     else:
-        training = train_here(config, images)
-    tables.follow(training.epochs, config.training.epochs)
+        training = train_here(config, images, goal)
+    tables.follow(training.epochs, config.training.epochs, goal)
     assert training.checkpoint is not None
     model = rebuild(training.checkpoint, images)
     scores = score_splits(model, images)
     if to:
-        write(training.checkpoint, images, data_config, to)
+        write(training.checkpoint, images, data_config, to, metric=goal.name)
     speeds = sorted(e.images_per_second for e in training.history)
     tables.show_training(
         {
@@ -117,6 +123,7 @@ def train(
             "test_accuracy": scores["test"].accuracy if "test" in scores else None,
             "epochs": len(training.history),
             "best_epoch": training.checkpoint.epoch,
+            "metric": goal.field,
             "train_seconds": round(training.seconds, 3),
             "images_per_second": round(speeds[len(speeds) // 2], 1),
             "parameters": parameter_count(model),
@@ -124,13 +131,16 @@ def train(
             "config": flatten(config),
             "history": [e.to_json() for e in training.history],
         },
+        goal,
         as_json,
     )
 
 
 def export(
     name: str,
-    trial: Annotated[str, typer.Option(help="A trial's number, or best.")] = "best",
+    trial: Annotated[
+        str, typer.Option(help="A trial's number, or best: what `confirm` recommends, if it ran.")
+    ] = "best",
     to: Annotated[Path | None, typer.Option(help="The folder. [default: bundles/NAME-TRIAL]")] = None,
     samples: Annotated[
         int, typer.Option(help="Also write this many test images into samples/, to try the bundle with.")
@@ -142,26 +152,32 @@ def export(
     storage_path: StoragePath = None,
     as_json: Json = False,
 ) -> None:
-    """Export a trial's model as a bundle: a folder that classifies images without convsweep."""
+    """Export a trial's model as a bundle: a folder that classifies images without convsweep.
+
+    Of a sweep that was confirmed, unless --trial says a number, it is the final model of the recommended configuration.
+    """
     if samples < 0:
         raise ValueError(f"--samples must be at least 0, but got {samples}.")
     where = Experiments(experiments, study_storage, storage_path)
     sweep_record = Studies(where).read(name)
-    record = find_trial(sweep_record, trial)
-    from cluster.export import export_trial
+    preferred = preference(sweep_record) if trial == "best" else None
+    record = find_trial(sweep_record, trial) if preferred is None else sweep_record.trial(preferred.choice.trial)
+    if preferred is not None:
+        typer.echo(preferred.reason, err=True)
+    from cluster.export import export_final, export_trial
 
     folder = to or Path("bundles") / f"{name}-{record.number}"
     with tables.decoding() as on_progress, tables.working(f"exporting trial {record.number} to {folder}"):
-        exported = export_trial(
-            where,
-            sweep_record,
-            record,
-            folder,
-            data_root=data_root,
-            cache=cache,
-            samples=samples,
-            on_progress=on_progress,
-        )
+        more: dict[str, Any] = {
+            "data_root": data_root,
+            "cache": cache,
+            "samples": samples,
+            "on_progress": on_progress,
+        }
+        if preferred is None:
+            exported = export_trial(where, sweep_record, record, folder, **more)
+        else:
+            exported = export_final(where, sweep_record, preferred, folder, **more)
     tables.show_export(exported, as_json)
 
 

@@ -10,6 +10,8 @@ import typer
 import yaml
 
 from cluster.yaml_values import read_yaml
+from trainer.costs import COSTS
+from trainer.measuring import METRICS
 from trainer.named_data import NAMES
 from trainer.presets import PRESETS
 
@@ -30,6 +32,21 @@ SkipBroken = Annotated[bool | None, typer.Option("--skip-broken", help="Leave ou
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images of a trial that is not pruned.")]
 Preset = Annotated[str | None, typer.Option(help=f"A named configuration: {', '.join(PRESETS)}.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and search. [default: 0]")]
+Metric = Annotated[
+    str | None,
+    typer.Option(help=f"What makes an epoch and a trial the best: {', '.join(METRICS)}. [default: accuracy]"),
+]
+Goals = Annotated[
+    list[str] | None,
+    typer.Option("--goal", help=f"A goal besides the metric, again for another: {', '.join(COSTS)}, each to be low."),
+]
+Constraints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constraint", metavar="'COST <= N'", help="What a trial must keep to be trained: 'latency_ms <= 5'."
+    ),
+]
+LatencyBatch = Annotated[int | None, typer.Option(help="How many images at a time latency_ms is of. [default: 1]")]
 Workers = Annotated[
     int | None, typer.Option(help="Ranks of one worker group: data-parallel training of each trial. [default: 1]")
 ]

@@ -55,6 +55,11 @@ class Plan:
         return f"{self.groups} worker group(s) of {self.workers} rank(s) with {self.device} each{later}"
 
     @property
+    def gpus_per_group(self) -> float:
+        """How many GPUs a group has, with the shares of its ranks added up."""
+        return self.workers * self.gpus_per_worker
+
+    @property
     def device(self) -> str:
         """What one rank asks of a node, in words."""
         return f"{self.gpus_per_worker:g} GPU" if self.gpus_per_worker else f"{self.cpus_per_worker:g} CPU"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -13,12 +13,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cluster.budget import Spent, duration
 from cluster.config import SweepConfig
+from cluster.expected_gain import GainWatch
 from cluster.plan import Plan
-from cluster.study import RunningTrial, SweepStudy
+from cluster.running_trial import RunningTrial
+from cluster.study import SweepStudy
+from cluster.watchers import Watcher
 from trainer.hyperparameters import flatten, in_short
 
 SILENT_SECONDS = 20.0
+BUDGET_SECONDS = 60.0
+"""So often a plain line says what is spent, if trials end or epochs are reported."""
 
 
 def say_skipped(files: Sequence[str]) -> None:
@@ -29,13 +35,23 @@ def say_skipped(files: Sequence[str]) -> None:
         sys.stderr.write(f"Left out {len(files)} {word}: {', '.join(files[:3])}{more}\n")
 
 
-class Progress:
-    """Watches a sweep's trials; a context, during which the display is up."""
+class Progress(Watcher):
+    """Watches a sweep's trials, what is spent of its budget and what is still expected; a context, during which the display is up."""
 
-    def __init__(self, config: SweepConfig, plan: Plan, study: SweepStudy, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        plan: Plan,
+        study: SweepStudy,
+        console: Console | None = None,
+        spent: Spent | None = None,
+        gain: GainWatch | None = None,
+    ) -> None:
         self._config, self._plan = config, plan
         self._console = console or Console(stderr=True, highlight=False)
-        self._begun = self._last_line = time.time()
+        self._spent, self._gain = spent or Spent(config.budget, study.spent()), gain
+        self._spent_before = self._spent.limits()
+        self._begun = self._last_line = self._budget_said = time.time()
         self._counts = study.counts()
         self._done_before = self._done
         self._running: dict[int, RunningTrial] = {}
@@ -65,7 +81,9 @@ class Progress:
         """The live display shows the epoch; without a terminal there is a line only when nothing was said for a while."""
         if not self._console.is_terminal and time.time() - self._last_line > SILENT_SECONDS:
             last = trial.epochs[-1]
-            self._print(f"trial {trial.number}: epoch {last.epoch}/{self._config.epochs}  {last.val_accuracy:.4f}")
+            score = f"{self._config.goal.value_of(last):.4f}"
+            self._print(f"trial {trial.number}: epoch {last.epoch}/{self._planned}  {score}")
+        self._say_budget()
 
     def begun_again(self, trial: RunningTrial) -> None:
         """Say so, on a terminal above the live display."""
@@ -76,9 +94,7 @@ class Progress:
         """Count it, and without a terminal print its line."""
         self._running.pop(trial.number, None)
         self._counts[state] += 1
-        value = max((e.val_accuracy for e in trial.epochs), default=None)
-        if state == "PRUNED":  # as the study has it
-            value = trial.epochs[-1].val_accuracy
+        value = trial.last_value if state == "PRUNED" else trial.best_value  # as the study has it
         if state == "COMPLETE" and value is not None:
             self._note_best(value, trial.number, in_short(flatten(trial.config)))
         if not self._console.is_terminal and state != "WAITING":
@@ -89,13 +105,27 @@ class Progress:
             self._print(
                 f"[{self._done}{total}] trial {trial.number} {state}{score} after {len(trial.epochs)} epochs{why}{best}{self._left()}"
             )
+            self._say_budget()
+
+    def _say_budget(self) -> None:
+        """Without a terminal a line now and then; nothing without a budget."""
+        known = [f"spent {', '.join(map(str, limits))}"] if (limits := self._spent.limits()) else []
+        known += [str(self._gain)] if self._gain else []
+        if known and not self._console.is_terminal and time.time() - self._budget_said > BUDGET_SECONDS:
+            self._budget_said = time.time()
+            self.say("; ".join(known))
+
+    @property
+    def _planned(self) -> int:
+        """How many epochs a trial has at most, over all its folds."""
+        return self._config.epochs * self._config.folds
 
     @property
     def _done(self) -> int:
         return self._counts["COMPLETE"] + self._counts["PRUNED"] + self._counts["FAIL"]
 
     def _note_best(self, value: float, number: int, config: str) -> None:
-        if self._best is None or value > self._best[0]:
+        if self._best is None or self._config.goal.is_better(value, self._best[0]):
             self._best = (value, number, config)
 
     def say(self, line: str) -> None:
@@ -107,18 +137,20 @@ class Progress:
         self._last_line = time.time()
 
     def _seconds_left(self) -> float | None:
-        """By the pace of this run's trials, or by the time budget if that ends sooner."""
+        """By the pace of this run's trials, or by what of the budget will be spent first at the pace of this run."""
         elapsed, done = time.time() - self._begun, self._done - self._done_before
         estimates = []
         if self._config.trials is not None and done:
             estimates.append(elapsed / done * (self._config.trials - self._done))
-        if self._config.time_budget is not None:
-            estimates.append(max(0.0, self._config.time_budget - elapsed))
+        for before, limit in zip(self._spent_before, self._spent.limits(), strict=True):
+            if limit.spent > before.spent:
+                rest = max(0.0, limit.allowed - limit.spent)
+                estimates.append(elapsed * rest / (limit.spent - before.spent))
         return min(estimates, default=None)
 
     def _left(self) -> str:
         seconds = self._seconds_left()
-        return "" if seconds is None or seconds < 1 else f"  about {_duration(seconds)} left"
+        return "" if seconds is None or seconds < 1 else f"  about {duration(seconds)} left"
 
     def _render(self) -> Group:
         total = self._config.trials
@@ -128,7 +160,7 @@ class Progress:
             Text(self._config.name, style="bold"),
             bar,
             f"{self._done}{f'/{total}' if total else ''} trials",
-            f"{_duration(time.time() - self._begun)}{self._left()}",
+            f"{duration(time.time() - self._begun)}{self._left()}",
         )
         counts = Text.assemble(
             (f"{self._counts['COMPLETE']} complete", "green"),
@@ -140,7 +172,7 @@ class Progress:
             (f"{self._counts['FAIL']} failed", "red" if self._counts["FAIL"] else "dim"),
             f"  {self._speed():,.0f} images/s",
         )
-        lines: list[Table | Text] = [head, counts]
+        lines: list[Table | Text] = [head, counts, *self._budget()]
         if self._best:
             lines.append(
                 Text.assemble(
@@ -150,20 +182,25 @@ class Progress:
         running = Table.grid(padding=(0, 2))
         for number, trial in sorted(self._running.items()):
             done = len(trial.epochs)
-            score = f"{trial.epochs[-1].val_accuracy:.4f}" if done else "starting"
+            score = "starting" if trial.last_value is None else f"{trial.last_value:.4f}"
             running.add_row(
                 f"trial {number}",
-                f"epoch {done}/{self._config.epochs}",
+                f"epoch {done}/{self._planned}",
                 score,
                 Text(in_short(flatten(trial.config)), style="dim"),
             )
         return Group(*lines, running)
 
+    def _budget(self) -> Iterator[Table | Text]:
+        limits = self._spent.limits()
+        if limits:
+            rows = Table.grid(padding=(0, 2))
+            for limit in limits:
+                bar = ProgressBar(total=limit.allowed, completed=min(limit.spent, limit.allowed), width=30)
+                rows.add_row("spent", bar, str(limit))
+            yield rows
+        if self._gain:
+            yield Text(str(self._gain))
+
     def _speed(self) -> float:
         return sum(trial.epochs[-1].images_per_second for trial in list(self._running.values()) if trial.epochs)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"

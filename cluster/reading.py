@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,18 +19,32 @@ import sqlalchemy as sql
 from optuna.storages._rdb import models  # the tables; tests/test_reading.py compares with what Optuna reads
 from optuna.trial import TrialState
 
+from cluster.budget import Amounts, Ending
 from cluster.config import SweepConfig
+from cluster.confirmed import FinalScore
 from cluster.lease import KEY as LEASE
 from cluster.lease import Holder
 from cluster.notes import noted_trials, read_note
 from cluster.patience import patiently
-from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, SweepSummary, TrialRecord, rank, wall_seconds
+from cluster.record import (
+    ENDING_ATTRIBUTE,
+    HELD_ATTRIBUTE,
+    STATES,
+    SWEEP_ATTRIBUTE,
+    SweepRecord,
+    SweepSummary,
+    TrialRecord,
+    rank,
+    wall_seconds,
+)
+from trainer.measuring import ACCURACY
 
 _Study: Any = models.StudyModel
 _Trial: Any = models.TrialModel
 _TrialValue: Any = models.TrialValueModel
 _TrialParameter: Any = models.TrialParamModel
 _TrialAttribute: Any = models.TrialUserAttributeModel
+_StudyDirection: Any = models.StudyDirectionModel
 _StudyAttribute: Any = models.StudyUserAttributeModel
 _StudySystemAttribute: Any = models.StudySystemAttributeModel
 _AT_MOST_ASKED = 500
@@ -53,17 +67,21 @@ class StudyReader:
             attributes = _attributes(connection, _StudyAttribute, self._id)
             system = _attributes(connection, _StudySystemAttribute, self._id)
             changed = self._update(connection)
-            shape = attributes.get("image_shape")
+            shape, config = attributes.get("image_shape"), SweepConfig.from_text(attributes[SWEEP_ATTRIBUTE])
+            known = list(self._trials.values())
             record = SweepRecord(
                 name=self._name,
                 state=_state(attributes),
-                config=SweepConfig.from_text(attributes[SWEEP_ATTRIBUTE]),
+                config=config,
                 classes=tuple(attributes.get("classes", ())),
                 image_shape=tuple(shape) if shape else None,
                 runs=tuple(attributes.get("runs", ())),
-                trials=self._last.trials if self._last and not changed else rank(list(self._trials.values())),
+                trials=self._last.trials if self._last and not changed else rank(known, config.goal),
                 notes=_notes(system, self._trials),
                 storage_path=attributes.get("storage_path"),
+                confirmed=tuple(FinalScore(**score) for score in attributes.get("confirmed", ())),
+                held=attributes.get(HELD_ATTRIBUTE, {}),
+                ending=Ending.from_attribute(attributes.get(ENDING_ATTRIBUTE)),
             )
             if record != self._last:
                 self._last = record
@@ -127,7 +145,7 @@ def _record(
     begun: datetime | None,
     ended: datetime | None,
 ) -> TrialRecord:
-    found = {key: _parse(text) for key, text in attributes.items()}
+    found = {key: _parse(text) for key, text in attributes.items() if key != "gradients"}
     return TrialRecord(
         number=number,
         state=state.name,
@@ -144,6 +162,10 @@ def _record(
         begun=begun and begun.replace(tzinfo=UTC),
         ended=ended and ended.replace(tzinfo=UTC),
         id=trial_id,
+        fold_values=tuple(found.get("fold_values", ())),
+        costs=found.get("costs", {}),
+        infeasible=found.get("infeasible"),
+        gradient_text=attributes.get("gradients"),
     )
 
 
@@ -180,39 +202,45 @@ def summaries(engine: sql.Engine) -> list[SweepSummary]:
             sql.select(_Trial.study_id, _Trial.state, sql.func.count()).group_by(_Trial.study_id, _Trial.state)
         ):
             counts[study_id][state.name] = count
-        best: dict[int, float] = dict(
-            connection.execute(
-                sql.select(_Trial.study_id, sql.func.max(_TrialValue.value))
+        extremes = {
+            study_id: (lowest, highest)
+            for study_id, lowest, highest in connection.execute(
+                sql.select(_Trial.study_id, sql.func.min(_TrialValue.value), sql.func.max(_TrialValue.value))
                 .join(_TrialValue, _TrialValue.trial_id == _Trial.trial_id)
                 .where(_Trial.state == TrialState.COMPLETE)
                 .group_by(_Trial.study_id)
-            ).all()
-        )
+            )
+        }
     return [
-        _summary(name, attributes, counts[study_id], best.get(study_id))
+        _summary(name, attributes, counts[study_id], extremes.get(study_id, ()))
         for study_id, (name, attributes) in found.items()
         if SWEEP_ATTRIBUTE in attributes
     ]
 
 
 def _summary(
-    name: str, attributes: Mapping[str, Any], counts: Mapping[str, int], best_value: float | None
+    name: str, attributes: Mapping[str, Any], counts: Mapping[str, int], extremes: Iterable[float]
 ) -> SweepSummary:
     runs = attributes.get("runs", ())
+    spent = Amounts(wall_seconds(runs), **attributes.get(HELD_ATTRIBUTE, {}))
     try:
         config: SweepConfig | None = SweepConfig.from_text(attributes[SWEEP_ATTRIBUTE])
     except ValueError:  # one damaged record does not hide the others
         config = None
+    goal = config.goal if config else ACCURACY
     return SweepSummary(
         name=name,
         state=_state(attributes) if config else "UNREADABLE",
         data=config.data.data if config else "?",
         trials=config.trials if config else None,
         counts=counts,
-        best_value=best_value,
+        best_value=goal.best(extremes),
         begun=datetime.fromtimestamp(runs[0]["begun"], UTC) if runs else None,
-        wall_seconds=wall_seconds(runs),
+        wall_seconds=spent.seconds,
         groups=runs[-1]["groups"] if runs else 0,
+        metric=goal,
+        limits=config.budget.limits(spent) if config else (),
+        ending=Ending.from_attribute(attributes.get(ENDING_ATTRIBUTE)),
     )
 
 
@@ -245,6 +273,8 @@ def optuna_study(engine: sql.Engine, name: str, keep: Callable[[int], bool] = la
     parameters: dict[int, dict[str, tuple[float, str]]] = defaultdict(dict)
     with engine.connect() as connection:
         study_id = connection.execute(sql.select(_Study.study_id).where(_Study.study_name == name)).scalar_one()
+        ways = sql.select(_StudyDirection.direction).where(_StudyDirection.study_id == study_id)
+        direction = connection.execute(ways.order_by(_StudyDirection.objective)).scalars().first()
         here = _Trial.study_id == study_id
         columns = (
             _Trial.trial_id,
@@ -272,7 +302,7 @@ def optuna_study(engine: sql.Engine, name: str, keep: Callable[[int], bool] = la
             .where(here)
         ):
             parameters[trial_id][key] = (value, text)
-    study = optuna.create_study(study_name=name, direction="maximize")
+    study = optuna.create_study(study_name=name, direction=direction)
     distributions: dict[str, optuna.distributions.BaseDistribution] = {}
     for trial_id, number, state, begun, ended in rows:
         if not keep(number) or state == TrialState.WAITING or (state == TrialState.COMPLETE and trial_id not in scores):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import time
 from collections import Counter
@@ -13,23 +12,36 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from cluster.budget import Amounts, Ending, Limit
 from cluster.config import SweepConfig
+from cluster.confirmed import FinalScore
+from cluster.pareto import front
 from trainer.domains import Value
+from trainer.fold_scores import interval
+from trainer.gradients import Gradients
+from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics, epochs_of
 
-METRIC = "val_accuracy"
 SWEEP_ATTRIBUTE = "convsweep"
 """The study's attribute that holds its SweepConfig as JSON: a study that has it is a sweep, others are other programs'."""
+HELD_ATTRIBUTE = "spent"
+"""The study's attribute that has the GPU-hours and the node-hours of all runs."""
+ENDING_ATTRIBUTE = "ending"
+"""The study's attribute that says why the sweep ended before it had all its trials."""
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as the database has it. `value` is the validation accuracy of its best epoch (of a pruned one, its last).
+    """One trial as the database has it. `value` is that of its best epoch by the sweep's metric (of a pruned one, its last).
+
+    Of a cross-validated one it is the mean of the `fold_values`, each that of the best epoch of a fold that is over.
 
     `history` has a list with a value per epoch for each field of EpochMetrics. `group` is the worker group that trained it,
     and `group_began` when (seconds since 1970, by that group's clock). `log` is the file (host:path) that has more about its
-    error, `id` the database's own number of the trial. Times are in UTC.
+    error, `id` the database's own number of the trial. `costs` has what was measured of its network, where the sweep has goals or
+    constraints, and `infeasible` says which constraints it does not keep to. Times are in UTC. `gradient_text` is JSON: see
+    `gradients`.
     """
 
     number: int
@@ -47,6 +59,15 @@ class TrialRecord:
     begun: datetime | None = None
     ended: datetime | None = None
     id: int | None = None
+    fold_values: tuple[float, ...] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)
+    infeasible: str | None = None
+    gradient_text: str | None = None
+
+    @property
+    def gradients(self) -> Gradients:
+        """The norms of its layers' gradients. They are parsed here, for who looks at one trial, and not for all of a sweep."""
+        return Gradients.from_text(self.gradient_text)
 
     @property
     def epochs_done(self) -> int:
@@ -59,7 +80,8 @@ class TrialRecord:
         return tuple(epochs_of(self.history))
 
     def to_json(self) -> dict[str, Any]:
-        """What `rank --json` says of a trial."""
+        """What `rank --json` says of a trial; of its folds only where one has ended."""
+        folds = {"folds": [*self.fold_values], "interval": interval(self.fold_values)} if self.fold_values else {}
         return {
             "number": self.number,
             "state": self.state,
@@ -67,7 +89,10 @@ class TrialRecord:
             "epochs": self.epochs_done,
             "train_seconds": round(self.train_seconds, 3),
             "parameters": self.parameters,
+            "costs": dict(self.costs),
+            "infeasible": self.infeasible,
             "preset": self.preset,
+            **folds,
             "config": self.config,
         }
 
@@ -93,7 +118,9 @@ class SweepRecord:
 
     `state` is NEW, RUNNING, FINISHED, INTERRUPTED or FAILED, `image_shape` (C, H, W) of every image; `runs` are the times at
     which it ran (a resumed sweep has several), `storage_path` where its checkpoints are if not in the experiments folder, `notes`
-    what people wrote: under None to the sweep, under a number to a trial. `stamp` is this process's own number of the record.
+    what people wrote: under None to the sweep, under a number to a trial, `confirmed` what `convsweep confirm` has found on the test
+    split. `held` are GPU-hours and node-hours of all runs (empty where nobody has counted), `ending` is why the sweep ended before it
+    had all its trials. `stamp` is this process's own number of the record.
     """
 
     name: str
@@ -105,6 +132,9 @@ class SweepRecord:
     trials: tuple[TrialRecord, ...]
     notes: Mapping[int | None, str] = field(default_factory=dict)
     storage_path: str | None = None
+    confirmed: tuple[FinalScore, ...] = ()
+    held: Mapping[str, float] = field(default_factory=dict)
+    ending: Ending | None = None
     stamp: int = field(default_factory=itertools.count().__next__, compare=False)
 
     @property
@@ -120,8 +150,14 @@ class SweepRecord:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The best trial that ran to its end."""
-        return self.trials[0] if self.trials and self.trials[0].state == "COMPLETE" else None
+        """The best trial that ran to its end and keeps to the constraints."""
+        complete = itertools.takewhile(lambda t: t.state == "COMPLETE", self.trials)
+        return next((t for t in complete if t.infeasible is None), None)
+
+    @cached_property
+    def front(self) -> frozenset[int]:
+        """The numbers of the trials on the Pareto front of the sweep's objectives; with one objective the best ones."""
+        return front(self.trials, self.config.objectives)
 
     @property
     def baseline(self) -> TrialRecord | None:
@@ -144,7 +180,10 @@ class SweepRecord:
         """The best complete trial. Raises ValueError when there is none."""
         if self.best is None:
             counted = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
-            raise ValueError(f"Sweep {self.name!r} has no trial that ran to its end: {counted or 'it has no trials'}.")
+            keeps = " and keeps to its constraints" if self.config.constraints else ""
+            raise ValueError(
+                f"Sweep {self.name!r} has no trial that ran to its end{keeps}: {counted or 'it has no trials'}."
+            )
         return self.best
 
     @cached_property
@@ -159,10 +198,29 @@ class SweepRecord:
             groups=self.runs[-1]["groups"] if self.runs else 0,
         )
 
+    @property
+    def spent(self) -> Amounts:
+        """What all runs have spent, as far as it is recorded."""
+        return Amounts(wall_seconds(self.runs), **self.held)
+
+    def spent_to_json(self) -> dict[str, float | None]:
+        """What is spent over all runs; None: nobody has counted, or nobody has said what a node costs."""
+        amounts = self.spent
+        cost = amounts.cost(self.config.price_per_node_hour) if self.held else None
+        return {
+            "trials": sum(self.counts[state] for state in ("COMPLETE", "PRUNED", "FAIL")),
+            "seconds": round(amounts.seconds, 3),
+            "gpu_hours": round(amounts.gpu_hours, 6) if self.held else None,
+            "node_hours": round(amounts.node_hours, 6) if self.held else None,
+            "cost": None if cost is None else round(cost, 4),
+        }
+
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """What a list of sweeps says of one. `trials` is how many it shall have, None when only its time is limited."""
+    """What a list of sweeps says of one. `trials` is how many it shall have, None when only something else is limited: `limits`, with
+    what is spent of each. `ending` is why it ended before it had all its trials.
+    """
 
     name: str
     state: str
@@ -173,6 +231,9 @@ class SweepSummary:
     begun: datetime | None
     wall_seconds: float
     groups: int
+    metric: Metric = ACCURACY
+    limits: tuple[Limit, ...] = ()
+    ending: Ending | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `list --json` says of a sweep."""
@@ -181,16 +242,15 @@ class SweepSummary:
             "state": self.state,
             "data": self.data,
             "trials": dict(self.counts),
+            "metric": self.metric.field,
             "best_value": self.best_value,
         }
 
 
-def rank(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+def rank(trials: Sequence[TrialRecord], metric: Metric = ACCURACY) -> tuple[TrialRecord, ...]:
     """The trials, best first: complete ones by value, then pruned ones by value, then the rest by number."""
     order = {state: place for place, state in enumerate(STATES)}
-    return tuple(
-        sorted(trials, key=lambda t: (order[t.state], -(t.value if t.value is not None else -math.inf), t.number))
-    )
+    return tuple(sorted(trials, key=lambda t: (order[t.state], -metric.merit(t.value), t.number)))
 
 
 def wall_seconds(runs: Sequence[Mapping[str, Any]]) -> float:

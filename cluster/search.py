@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cluster.budget import Spent
 from cluster.config import SweepConfig
 from cluster.lean_tune import keep_actors
-from cluster.study import RunningTrial, SweepStudy
-from trainer.failures import NO_GROUP, STORAGE
+from cluster.running_trial import RunningTrial
+from cluster.study import SweepStudy
+from cluster.watchers import Watcher
+from trainer.failures import NO_GROUP, OVER_LIMIT, STORAGE
 from trainer.mailbox import Assignment, Report
 
 if TYPE_CHECKING:
@@ -26,24 +29,11 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 
-class Watcher(Protocol):
-    """Who wants to know what happens to the trials: the progress display, the keeper of the checkpoints."""
-
-    def started(self, trial: RunningTrial) -> None:
-        """A worker group gets the trial."""
-
-    def reported(self, trial: RunningTrial) -> None:
-        """The trial's next epoch is recorded."""
-
-    def begun_again(self, trial: RunningTrial) -> None:
-        """The processes that trained the trial died; it goes on after the last epoch that it has."""
-
-    def ended(self, trial: RunningTrial, state: str) -> None:
-        """The trial is COMPLETE, PRUNED, FAIL or, when the sweep stops before its end, WAITING."""
-
-
 class Trials:
-    """The trials in flight, between the study and Tune; knows when the sweep has enough of them."""
+    """The trials in flight, between the study and Tune; knows when the sweep has enough of them.
+
+    No new trial is asked for once it `is_over` before it has all: by default, once its budget is spent.
+    """
 
     def __init__(
         self,
@@ -55,12 +45,14 @@ class Trials:
         should_stop: Callable[[], bool],
         watchers: Sequence[Watcher],
         is_ours: Callable[[], bool] = lambda: True,
+        is_over: Callable[[], bool] | None = None,
     ) -> None:
         self._study, self._config, self._groups = study, config, groups
         self._mailbox, self._checkpoints = mailbox, checkpoints
         self._told_to_stop, self._watchers, self._is_ours = should_stop, watchers, is_ours
+        self._costing = config.objectives.costing
         self._begun = time.time()
-        self._seconds_before = study.seconds_run() if config.time_budget is not None else 0.0
+        self._is_over = is_over or Spent(config.budget, study.spent()).is_over
         self.broken: str | None = None
         self._posted: deque[RunningTrial] = deque()
         self._running: dict[str, RunningTrial] = {}
@@ -117,6 +109,9 @@ class Trials:
             trial.was_begun,
             self._config.max_retries,
             self._config.epoch_timeout,
+            self._config.metric,
+            folds=self._config.folds,
+            costing=self._costing,
         )
         self._mailbox.post.remote(assignment)
         return True
@@ -124,10 +119,7 @@ class Trials:
     def _enough(self) -> bool:
         asked = self._finished + len(self._running) + len(self._posted)
         full = self._config.trials is not None and asked >= self._config.trials
-        if full or self._config.time_budget is None:
-            return full
-        spent = self._seconds_before + time.time() - self._begun
-        return spent > self._config.time_budget and self._asked >= self._study.unfinished
+        return full or (self._asked >= self._study.unfinished and self._is_over())
 
     def left(self) -> bool:
         """Whether the sweep was stopped before its end: trials are unfinished, or more were to come."""
@@ -148,20 +140,24 @@ class Trials:
             return False
         is_new = False
         if report.metrics is not None:
-            if trial.begin(report.parameters, report.group, report.begun_at - report.earlier):
+            if trial.begin(report.parameters, report.group, report.begun_at - report.earlier, report.costs):
                 self._tell(lambda watcher: watcher.begun_again(trial))
-            is_new = trial.report(report.metrics, report.seconds)
+            is_new = trial.report(report.metrics, report.seconds, report.gradients, ends_fold=report.ends_fold)
         if self._first_report:
             self._study.note_startup(report.begun_at - self._begun)
             self._first_report = False
         if is_new:
             self._tell(lambda watcher: watcher.reported(trial))
-        if report.error is not None:
+        if report.error is not None and report.kind == OVER_LIMIT:
+            error = report.error
+            trial.begin(report.parameters, report.group, report.begun_at - report.earlier, report.costs)
+            self._end(tune_id, "PRUNED", lambda: trial.refuse(error, report.costs, report.seconds))
+        elif report.error is not None:
             error = report.error
             self._end(tune_id, "FAIL", lambda: trial.fail(error, report.log, report.kind))
         elif report.done:
             self._end(tune_id, "COMPLETE", trial.complete)
-        elif is_new and trial.should_prune():
+        elif is_new and (self._config.folds == 1 or report.ends_fold) and trial.should_prune():
             self._mailbox.stop.remote(trial.number)
             self._end(tune_id, "PRUNED", trial.prune)
         return tune_id in self._running
@@ -195,7 +191,7 @@ class StudySearcher(Searcher):
     """Tune asks here for configurations."""
 
     def __init__(self, trials: Trials) -> None:
-        super().__init__(metric="value", mode="max")
+        super().__init__()
         self._trials = trials
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from trainer.domains import Between, ByValue, OneOf, Value
-from trainer.hyperparameters import MAX_BLOCKS, Parameter, TrialConfig, parameter, parameters, unflatten
+from trainer.hyperparameters import MAX_BLOCKS, ModelConfig, Parameter, TrialConfig, parameter, parameters, unflatten
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,35 @@ class Space:
             block = name.rpartition(".")[2]
             if block.isdigit() and int(block) > most:
                 raise ValueError(f"{name}: the networks have at most {most} blocks (model.blocks).")
-        self.domains = {n: d for n, d in self.domains.items() if not (n[-1].isdigit() and int(n[-1]) > most)}
+        self.domains = {n: d for n, d in self.domains.items() if not _is_beyond(n, most)}
+        for name in narrowing:
+            self._refuse_other_families(name)
+        self._searched = {
+            name: d
+            for name, d in self.domains.items()
+            if not (isinstance(d, Choice) and len(d.values) == 1) and self._can_have_effect(name)
+        }
+
+    def _refuse_other_families(self, name: str) -> None:
+        """Raise ValueError when the user searches, or changes, what belongs to a family of networks that is not in the space."""
+        condition, family = parameter(name).condition, self.domains["model.family"]
+        if condition is None or condition.name != "model.family" or self._can_have_effect(name):
+            return
+        default = parameter(name).default
+        wanted = self.domains.get(name) or self.domains[f"{name}.1"]
+        if wanted != Choice((default[0] if isinstance(default, tuple) else default,)):
+            assert isinstance(family, Choice)
+            here = ", ".join(map(str, family.values))
+            raise ValueError(f"{name} has an effect only with model.family = {condition}, but here that is {here}.")
+
+    def _can_have_effect(self, name: str) -> bool:
+        """Whether there are configurations in the space in which the hyperparameter has an effect."""
+        condition = parameter(name).condition
+        if condition is None:
+            return True
+        domain = self.domains[condition.name]
+        assert not isinstance(domain, Ranges)
+        return any(map(domain.contains, condition.values)) and self._can_have_effect(condition.name)
 
     def suggest(self, trial: BaseTrial) -> TrialConfig:
         """The configuration that the study's sampler proposes for this trial."""
@@ -114,20 +142,23 @@ class Space:
         return domain.by_value[flat[domain.name]] if isinstance(domain, Ranges) else domain
 
     def searched(self) -> dict[str, Domain]:
-        """The hyperparameters that have more than one possible value, with those."""
-        return {name: d for name, d in self.domains.items() if not (isinstance(d, Choice) and len(d.values) == 1)}
+        """The hyperparameters that have more than one possible value, and an effect with some of the others', with those."""
+        return self._searched
 
     def part_of(self, flat: Mapping[str, Value]) -> dict[str, Value]:
         """Of a given configuration, what is searched and lies in the space: what a sampler can learn from."""
+        flat = _with_family(flat)
         given = [name for name in self.searched() if name in flat]
         return {name: flat[name] for name in given if self._domain(name, flat).contains(flat[name])}
 
     def contains(self, flat: Mapping[str, Value]) -> bool:
         """Whether a given configuration is one that could be proposed."""
+        flat = _with_family(flat)
         return all(name in self.domains and self._domain(name, flat).contains(value) for name, value in flat.items())
 
     def record(self, trial: BaseTrial, flat: Mapping[str, Value]) -> None:
         """Ask the trial, which answers with a given configuration, for what of that lies in the space."""
+        flat = _with_family(flat)
         for name in self.part_of(flat):
             self._domain(name, flat).suggest(trial, name)
 
@@ -154,6 +185,17 @@ class Space:
         assert isinstance(domain, Choice)
         for value in domain.values:
             yield from self._grid({**flat, name: value}, tuple(others))
+
+
+def _with_family(flat: Mapping[str, Value]) -> Mapping[str, Value]:
+    """A configuration as it is, or, from before there were families of networks, with the one that there was."""
+    return flat if "model.family" in flat else {"model.family": ModelConfig().family, **flat}
+
+
+def _is_beyond(name: str, blocks: int) -> bool:
+    """Whether it is a hyperparameter of a block after so many; loss.l2 is of none."""
+    block = name.rpartition(".")[2]
+    return block.isdigit() and int(block) > blocks
 
 
 def _default(p: Parameter) -> Domain:

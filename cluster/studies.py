@@ -101,7 +101,7 @@ class Studies:
             )
         if config.warm_start_from is not None:
             self._reader(config.warm_start_from)  # raises: there is no such sweep
-        study = optuna.create_study(study_name=config.name, storage=self._storage, direction="maximize")
+        study = optuna.create_study(study_name=config.name, storage=self._storage, direction=config.goal.direction)
         study.set_user_attr("classes", list(classes))
         study.set_user_attr("image_shape", image_shape)
         study.set_user_attr("storage_path", self._where.recorded_storage)

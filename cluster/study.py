@@ -8,25 +8,26 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import FrozenTrial, TrialState
 
+from cluster.budget import Amounts, Ending
 from cluster.config import MAX_GRID, SweepConfig
+from cluster.confirmed import FinalScore
 from cluster.lease import Lease
 from cluster.notes import write_note
-from cluster.proposals import INFEASIBLE, Proposals
+from cluster.proposals import Proposals, valued_by, without_latency
 from cluster.reading import StudyReader
-from cluster.record import STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
-from cluster.writing import create_trial, end_trial, report
+from cluster.record import ENDING_ATTRIBUTE, HELD_ATTRIBUTE, STATES, SWEEP_ATTRIBUTE, SweepRecord, wall_seconds
+from cluster.running_trial import RunningTrial
+from cluster.writing import create_trial
 from trainer.domains import Value
-from trainer.failures import OUT_OF_MEMORY
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
-from trainer.metrics import EpochMetrics, epochs_of, history
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -88,9 +89,11 @@ class SweepStudy:
 
     def _enqueue_best_of(self, other: str, config: SweepConfig) -> None:
         """The other sweep's best configuration, with this one's epochs and seed, unless it lies outside of the space."""
-        complete = [t for t in self._trials_of(other) if t.state == TrialState.COMPLETE and "config" in t.user_attrs]
+        complete = [
+            t for t in self._trials_of(other, config) if t.state == TrialState.COMPLETE and "config" in t.user_attrs
+        ]
         if complete:
-            best = max(complete, key=lambda t: t.value or 0.0).user_attrs["config"]
+            best = max(complete, key=lambda t: config.goal.merit(t.value)).user_attrs["config"]
             given = best | {"training.epochs": config.epochs, "training.seed": config.seed}
             space = config.build_space()
             if space.contains(given):
@@ -119,11 +122,11 @@ class SweepStudy:
             if was_running:
                 self._requeue(trial._trial_id)
         runs = [*self._study.user_attrs.get("runs", []), {"begun": time.time(), "groups": groups}]
-        self._is_first_run = len(runs) == 1
+        self._is_first_run, self._objectives = len(runs) == 1, config.objectives
         self._study.set_user_attr("runs", runs)
         self._study.set_user_attr("state", "RUNNING")
         trials = self._study.get_trials(deepcopy=False)
-        others = self._trials_of(config.warm_start_from) if config.warm_start_from else []
+        others = self._trials_of(config.warm_start_from, config) if config.warm_start_from else []
         # A resumed sweep must not propose its first points again.
         self._proposals = Proposals(config, config.seed + len(trials), [*others, *trials])
         self._waiting = sum(t.state == TrialState.WAITING for t in trials)
@@ -132,11 +135,16 @@ class SweepStudy:
         self._study.sampler = optuna.samplers.RandomSampler(seed=config.seed)
         self._study.pruner = _pruner(config)
 
-    def _trials_of(self, other: str) -> list[FrozenTrial]:
+    def _trials_of(self, other: str, config: SweepConfig) -> list[FrozenTrial]:
+        """The other sweep's trials, each with the values that it has by this sweep's metric, and the costs that compare."""
         try:
-            return optuna.load_study(study_name=other, storage=self._study._storage).get_trials(deepcopy=False)
+            study = optuna.load_study(study_name=other, storage=self._study._storage)
+            theirs = SweepConfig.from_text(study.user_attrs[SWEEP_ATTRIBUTE])
         except KeyError:  # it has been deleted since
             return []
+        trials = study.get_trials(deepcopy=False)
+        trials = trials if theirs.goal == config.goal else valued_by(config.goal, trials)
+        return trials if theirs.latency_batch == config.latency_batch else without_latency(trials)
 
     def note_startup(self, seconds: float) -> None:
         """The first trial of this run has begun, that long after the run."""
@@ -163,9 +171,32 @@ class SweepStudy:
             ended = max(ended, runs[-1]["begun"])
             self._study.set_user_attr("runs", [*runs[:-1], {**runs[-1], "ended": ended}])
 
+    def save_confirmed(self, scores: Sequence[FinalScore]) -> None:
+        """Record the scores on the test split, in place of all before. Whoever holds the lease writes them."""
+        self._study.set_user_attr("confirmed", [score.to_json() for score in scores])
+
     def seconds_run(self) -> float:
         """How long the sweep has been run so far."""
         return wall_seconds(self._study.user_attrs.get("runs", []))
+
+    def spent(self) -> Amounts:
+        """What its runs have spent so far, as far as it is recorded."""
+        return Amounts(self.seconds_run(), **self._study.user_attrs.get(HELD_ATTRIBUTE, {}))
+
+    def note_spent(self, amounts: Amounts) -> None:
+        """Record what all runs have spent by now. The seconds follow from the times of the runs."""
+        held = {"gpu_hours": amounts.gpu_hours, "node_hours": amounts.node_hours}
+        self._study.set_user_attr(HELD_ATTRIBUTE, held)
+
+    @property
+    def ending(self) -> Ending | None:
+        """Why the sweep has ended, or is to end, before it has all its trials."""
+        return Ending.from_attribute(self._study.user_attrs.get(ENDING_ATTRIBUTE))
+
+    def note_ending(self, ending: Ending | None) -> None:
+        """Record it; None: it goes on."""
+        if ending != self.ending:
+            self._study.set_user_attr(ENDING_ATTRIBUTE, ending and asdict(ending))
 
     def _requeue(self, trial_id: int) -> None:
         # Optuna's public interface cannot hand a running trial back; its storage can, and `ask` then takes it again
@@ -201,7 +232,9 @@ class SweepStudy:
     def _running(
         self, trial_id: int, number: int, config: TrialConfig, known: FrozenTrial | None = None, keep: bool = False
     ) -> RunningTrial:
-        return RunningTrial(self._study, self._reader.engine, trial_id, number, config, self._proposals, known, keep)
+        return RunningTrial(
+            self._study, self._reader.engine, trial_id, number, config, self._proposals, self._objectives, known, keep
+        )
 
     def _compatible(self, chosen: FrozenTrial) -> dict[str, tuple[Any, BaseDistribution]]:
         """What the trial chose, as far as Optuna can record it: a study may not change the choices of a parameter.
@@ -228,87 +261,22 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
         return False
 
 
-class RunningTrial:
-    """A trial that is being run, and the ways in which it ends. `number` is its own in the study.
-
-    `known` is what a run before, which may have trained it for some epochs, has left of it; one that is to be kept is never pruned.
-    """
-
-    def __init__(
-        self,
-        study: optuna.Study,
-        engine: sqlalchemy.Engine,
-        trial_id: int,
-        number: int,
-        config: TrialConfig,
-        proposals: Proposals,
-        known: FrozenTrial | None,
-        keep: bool,
-    ) -> None:
-        self._study, self._engine, self._id, self._keep = study, engine, trial_id, keep
-        self.number, self.config, self._proposals = number, config, proposals
-        self.was_begun = known is not None
-        self.epochs = epochs_of(known.user_attrs.get("history", {})) if known else []
-        self._taken: tuple[str, float] | None = None
-        self._unwritten: dict[str, Any] = {}
-        self._fits = True
-        self.error: str | None = None
-
-    def begin(self, parameters: int, group: str, group_began: float) -> bool:
-        """Note which worker group has taken it and when, and what is known then; whether one had taken it before in this run.
-
-        Recorded with the next epoch, or the trial's end.
-        """
-        before, self._taken = self._taken, (group, group_began)
-        if before == self._taken:
-            return False
-        self._unwritten |= {"parameters": parameters, "group": group, "group_began": group_began}
-        return before is not None
-
-    def report(self, metrics: EpochMetrics, train_seconds: float) -> bool:
-        """Record an epoch; whether it is new. One that is trained again after a loss takes the place of the epochs from there on."""
-        if self.epochs[metrics.epoch - 1 : metrics.epoch] == [metrics]:
-            return False
-        self.epochs[metrics.epoch - 1 :] = [metrics]
-        self._unwritten |= {"history": history(self.epochs), "train_seconds": train_seconds}
-        report(self._engine, self._id, metrics.epoch, metrics.val_accuracy, self._unwritten)
-        self._unwritten = {}
-        return True
-
-    def should_prune(self) -> bool:
-        """Whether the pruner gives the trial up. Never the preset's: it is what the others are compared with."""
-        return not self._keep and self._study.pruner.prune(self._study, self._study._storage.get_trial(self._id))
-
-    def complete(self) -> None:
-        """It ran to its end; its value is that of its best epoch, whose weights were kept."""
-        self._end(TrialState.COMPLETE, max(e.val_accuracy for e in self.epochs))
-
-    def prune(self) -> None:
-        """It was stopped for its score."""
-        self._end(TrialState.PRUNED, self.epochs[-1].val_accuracy)
-
-    def fail(self, error: str, log: str | None = None, kind: str | None = None) -> None:
-        """It could not go on, why, of which kind that is, and the file (host:path) that has more about it."""
-        self.error = error
-        self._fits = kind != OUT_OF_MEMORY
-        if not self._fits:
-            optuna.Trial(self._study, self._id).set_constraint(INFEASIBLE, 1.0)
-        self._unwritten |= {"error": error} | ({} if log is None else {"log": log})
-        self._end(TrialState.FAIL)
-
-    def wait(self) -> None:
-        """Nothing was wrong with it, but the sweep stops: it waits for `resume`."""
-        self._study._storage.set_trial_state_values(self._id, TrialState.WAITING)
-
-    def _end(self, state: TrialState, value: float | None = None) -> None:
-        end_trial(self._engine, self._id, state, value, self._unwritten)
-        self._proposals.ended(self.number, state, value, len(self.epochs), self._fits)
-
-
 def _pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
+    if config.folds > 1:
+        return _fold_pruner(config.pruner)
     first = max(1, config.epochs // 4)  # before that, a learning rate that is still rising says little about a network
     if config.pruner == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first)
     if config.pruner == "none":
         return optuna.pruners.NopPruner()
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
+
+
+def _fold_pruner(name: str) -> optuna.pruners.BasePruner:
+    """For trials whose steps are folds: the first one says enough about a network to be pruned for it."""
+    if name == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=5)
+    if name == "none":
+        return optuna.pruners.NopPruner()
+    # Halves after 1, 2, 4 and 8 folds: a third, as of epochs, would be little to leave after a single fold.
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import optuna
 import sqlalchemy
 
+from cluster.budget import Amounts, Ending, Spent
 from cluster.config import SweepConfig
 from cluster.connection import Cluster, connect
+from cluster.expected_gain import GainWatch
 from cluster.experiments import Experiments
+from cluster.extension import More
+from cluster.interrupts import Stop, interruptible
 from cluster.lease import Lease
 from cluster.plan import Plan
 from cluster.progress import Progress, say_skipped
 from cluster.record import SweepRecord
 from cluster.studies import Studies
-from cluster.study import RunningTrial, SweepStudy
-from trainer.checkpoint import CheckpointStore
+from cluster.study import SweepStudy
+from cluster.watchers import CheckpointKeeper, Hopeless, Watcher
+from cluster.winner import lacks_winner, train_winner
 from trainer.data import OnProgress, load_data
-
-HOPELESS_AFTER = 10
-"""So many trials that all fail are taken for a mistake in the sweep rather than in the trials."""
+from trainer.folds import check_folds
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,17 @@ def start(
     if config.name in Studies(experiments).names():
         Studies(experiments, create=True).create(config, ())  # raises: the name is taken
     experiments.check()
+    _check_tensorboard(config)
     data = load_data(config.data, on_progress)
     say_skipped(data.skipped)
+    check_folds(data, config.folds)
     with connect(address) as cluster:
         plan = cluster.plan(config.shape, config.trials or 1_000_000)
-        study, stop = Studies(experiments, create=True).create(config, data.classes, data.image_shape), _Stop()
+        config.budget.check_for(plan.gpus_per_group)
+        study, stop = Studies(experiments, create=True).create(config, data.classes, data.image_shape), Stop()
         with (
             study.lease(takeover=False, on_lost=stop.because) as lease,
-            _interruptible(stop.event),
+            interruptible(stop.event),
             _database_may_go(config.name),
         ):
             return _run(study, lease, stop, config, cluster, plan, experiments)
@@ -73,34 +74,6 @@ def resume(
     return _go_on(name, lambda study: study.config, experiments, address, on_progress, takeover)
 
 
-@dataclass(frozen=True)
-class More:
-    """What a sweep is to get on top: `trials`, seconds of `time`, and another `space` for what is yet to be proposed."""
-
-    trials: int | None = None
-    time: float | None = None
-    space: Mapping[str, Any] = field(default_factory=dict)
-
-    def of(self, study: SweepStudy) -> SweepConfig:
-        """The sweep with that. Raises ValueError for what makes no sense."""
-        config = study.config
-        if self.trials is None and self.time is None:
-            raise ValueError("Say what the sweep is to get more of: --trials, --time-budget or both.")
-        if self.trials is not None and self.trials < 1:
-            raise ValueError(f"trials must be at least 1, but got {self.trials}.")
-        if config.sampler == "grid" and self.space:
-            raise ValueError(
-                "The order of a grid's trials depends on its space: start another sweep for another space."
-            )
-        trials = None if self.trials is None else (config.trials or study.finished_count()) + self.trials
-        if config.sampler == "grid" and trials is not None:
-            trials = min(trials, config.grid_trials())
-            if trials == config.trials:
-                raise ValueError(f"All {trials} trials of the grid of sweep {study.name!r} are there already.")
-        budget = None if self.time is None else study.seconds_run() + self.time
-        return replace(config, trials=trials, time_budget=budget, space={**config.space, **self.space})
-
-
 def extend(
     name: str,
     more: More,
@@ -109,7 +82,7 @@ def extend(
     on_progress: OnProgress | None,
     takeover: bool = False,
 ) -> Outcome:
-    """Give a sweep more trials or time, and run them. Raises ValueError for what makes no sense, LeaseHeldError as `resume`."""
+    """Give a sweep more trials, time or money, and run them. Raises ValueError for what makes no sense, LeaseHeldError as `resume`."""
     return _go_on(name, more.of, experiments, address, on_progress, takeover)
 
 
@@ -121,70 +94,90 @@ def _go_on(
     on_progress: OnProgress | None,
     takeover: bool,
 ) -> Outcome:
-    study, stop = Studies(experiments).open(name), _Stop()
+    study, stop = Studies(experiments).open(name), Stop()
     with study.lease(takeover, on_lost=stop.because) as lease:
         if lease.before is not None:
             study.close_lost_run(ended=lease.before.beat)
         config, experiments = how(study), experiments.of(study.read().storage_path)
+        if _is_done(study, config) and lacks_winner(study.read(), experiments):
+            load_data(config.data, on_progress)
+            with connect(address) as cluster, interruptible(stop.event), _database_may_go(config.name):
+                return _run_winner(study, lease, stop, config, cluster, experiments)
         if _is_done(study, config):
             if study.state != "FINISHED":  # whoever ran it was killed after its last trial
-                study.end_run("FINISHED")
-                _CheckpointKeeper(experiments.checkpoints(name), config.keep_checkpoints, study).tidy(study)
-                experiments.remove_ray_files(name)
-            return Outcome(study.read(), "FINISHED", "There is nothing left to do.")
+                study.note_ending(_ending(study, config, Spent(config.budget, study.spent())))
+                _end_run(study, "FINISHED", _keeper(study, config, experiments), experiments)
+            why = f" {study.ending.reason}" if study.ending else ""
+            return Outcome(study.read(), "FINISHED", f"There is nothing left to do.{why}")
+        _check_tensorboard(config)
         load_data(config.data, on_progress)
         with connect(address) as cluster:
             plan = cluster.plan(config.shape, (config.trials or 1_000_000) - study.finished_count())
-            study.save_config(config)  # not before: what is refused leaves the record as it is
+            config.budget.check_for(plan.gpus_per_group)
+            if config != study.config:  # not before: what is refused leaves the record as it is
+                study.note_ending(None)
+                study.save_config(config)
             if config.sampler == "grid":
                 study.enqueue_grid(config)
-            with _interruptible(stop.event), _database_may_go(config.name):
+            with interruptible(stop.event), _database_may_go(config.name):
                 return _run(study, lease, stop, config, cluster, plan, experiments)
 
 
 def _is_done(study: SweepStudy, config: SweepConfig) -> bool:
-    """Whether the sweep has all that it was to have."""
+    """Whether the sweep has all that it was to have, or nothing new is to start and nothing that has begun is left."""
     has_all = config.trials is not None and study.finished_count() >= config.trials
-    return has_all or (study.state == "FINISHED" and config == study.config)
+    if has_all or config != study.config:
+        return has_all
+    is_over = study.ending is not None or Spent(config.budget, study.spent()).is_over()
+    begun = (t for t in study.read().trials if t.state == "RUNNING" or (t.state == "WAITING" and t.epochs_done))
+    return study.state == "FINISHED" or (is_over and next(begun, None) is None)
 
 
-class _Stop:
-    """Whether a run is to stop before its end, and if something is to be said about it, why."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.reason: str | None = None
-
-    def because(self, reason: str) -> None:
-        """Stop, for this reason."""
-        self.reason = reason
-        self.event.set()
+def _check_tensorboard(config: SweepConfig) -> None:
+    """Raise ValueError when event files are wanted and what writes them is not there."""
+    if config.tensorboard:
+        try:
+            import cluster.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                f"tensorboard needs a package that is not there ({error}): `pip install tensorboard`, or leave it out."
+            ) from error
 
 
 def _run(
     study: SweepStudy,
     lease: Lease,
-    stop: _Stop,
+    stop: Stop,
     config: SweepConfig,
     cluster: Cluster,
     plan: Plan,
     experiments: Experiments,
 ) -> Outcome:
-    """Run trials until there are enough, the time is up or somebody stops it; the study tells the truth afterwards."""
+    """Run trials until there are enough, the budget is spent or somebody stops it; the study tells the truth afterwards."""
     from ray import tune
 
     from cluster.lean_train import this_node
-    from cluster.search import StudyScheduler, StudySearcher, SweepStopper, Trials, Watcher
+    from cluster.search import StudyScheduler, StudySearcher, SweepStopper, Trials
     from cluster.worker_group import TrialReader, WorkerGroups
 
-    keeper = _CheckpointKeeper(experiments.checkpoints(config.name), config.keep_checkpoints, study)
-    hopeless = _Hopeless()
-    progress = Progress(config, plan, study)
-    watchers: list[Watcher] = [keeper, hopeless, progress]
+    keeper, hopeless = _keeper(study, config, experiments), Hopeless()
+
+    def record(amounts: Amounts) -> None:
+        if lease.is_mine:
+            study.note_spent(amounts)
 
     state = "INTERRUPTED"
     study.begin_run(config, plan.groups)
-    groups = WorkerGroups(plan, experiments.groups_uri(config.name), cluster, progress.say)
+    spent = Spent(config.budget, study.spent(), plan.gpus_per_group, record)
+    gain = None if config.min_gain is None else GainWatch(study, config.min_gain)
+    progress = Progress(config, plan, study, spent=spent, gain=gain)
+    watchers: list[Watcher] = [keeper, hopeless, *([gain] if gain else []), progress]
+    if config.tensorboard:
+        from cluster.tensorboard import EventFiles
+
+        folder = experiments.tensorboard_folder(config.name)
+        watchers.append(EventFiles(folder, config.name, study.read().trials, progress.say))
+    groups = WorkerGroups(plan, experiments.groups_uri(config.name), cluster, progress.say, spent.hold)
     mailbox = groups.mailbox
     trials = Trials(
         study,
@@ -195,12 +188,13 @@ def _run(
         should_stop=lambda: stop.event.is_set() or hopeless.reason is not None,
         watchers=watchers,
         is_ours=lambda: lease.is_mine,
+        is_over=lambda: spent.is_over() or (gain is not None and gain.ending is not None),
     )
 
     # One byte: a CPU of the actor that Tune sees would be missing to the ranks. Here: no node that goes takes it along.
     reader = tune.PlacementGroupFactory([{"memory": 1.0}], bundle_label_selector=[this_node()])
-    with progress:
-        try:
+    try:
+        with progress:
             tuner = tune.Tuner(
                 # Not in the configurations: Tune copies those several times, and a handle takes 50 kB.
                 tune.with_resources(tune.with_parameters(TrialReader, mailbox=mailbox), reader),
@@ -224,17 +218,60 @@ def _run(
                 groups.wait_until_up(trials.should_stop)
                 if not trials.should_stop():
                     tuner.fit()
-            reason = hopeless.reason or trials.broken
-            state = "FAILED" if reason else "INTERRUPTED" if trials.left() else "FINISHED"
-        except Exception:
-            state = "FAILED"
-            raise
-        finally:
-            if lease.is_mine:  # else the trials are those of whoever has it
-                study.end_run(state)
-                keeper.tidy(study)
-                experiments.remove_ray_files(config.name)
+        reason = hopeless.reason or trials.broken
+        state = "FAILED" if reason else "INTERRUPTED" if trials.left() else "FINISHED"
+        if state == "FINISHED" and config.folds > 1:
+            state, reason = _crown(study, config, cluster, experiments, stop)
+    except Exception:
+        state = "FAILED"
+        raise
+    finally:
+        spent.hold(0, 0)
+        if lease.is_mine:  # else the trials are those of whoever has it
+            record(spent.amounts())
+            if state == "FINISHED":
+                study.note_ending(_ending(study, config, spent))
+            _end_run(study, state, keeper, experiments)
+    ended = study.ending.reason if state == "FINISHED" and study.ending else None
+    return Outcome(study.read(), state, reason or stop.reason or ended)
+
+
+def _ending(study: SweepStudy, config: SweepConfig, spent: Spent) -> Ending | None:
+    """Why the sweep is over, if it is not because it has all its trials; that it gained too little was recorded at once."""
+    ended = study.finished_count()
+    if config.trials is not None and ended >= config.trials:
+        return None
+    return study.ending or spent.ending(ended)
+
+
+def _end_run(study: SweepStudy, state: str, keeper: CheckpointKeeper, experiments: Experiments) -> None:
+    study.end_run(state)
+    keeper.tidy(study)
+    experiments.remove_ray_files(study.name)
+
+
+def _run_winner(
+    study: SweepStudy, lease: Lease, stop: Stop, config: SweepConfig, cluster: Cluster, experiments: Experiments
+) -> Outcome:
+    """A run of a sweep that has all its trials, but not yet the best configuration trained on everything."""
+    state = "FAILED"
+    study.begin_run(config, study.read().timing.groups)
+    try:
+        state, reason = _crown(study, config, cluster, experiments, stop)
+    finally:
+        if lease.is_mine:
+            _end_run(study, state, _keeper(study, config, experiments), experiments)
     return Outcome(study.read(), state, reason or stop.reason)
+
+
+def _crown(
+    study: SweepStudy, config: SweepConfig, cluster: Cluster, experiments: Experiments, stop: Stop
+) -> tuple[str, str | None]:
+    """What the sweep still needs once its trials are over; its state then, and why if that is FAILED."""
+    failure = train_winner(study.read(), config, cluster, experiments, stop.event.is_set)
+    if failure:
+        return "FAILED", failure
+    return ("INTERRUPTED" if lacks_winner(study.read(), experiments) else "FINISHED"), None
 
 
 @contextlib.contextmanager
@@ -250,84 +287,5 @@ def _database_may_go(sweep: str) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _interruptible(event: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) sets the event; a second Ctrl-C interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        event.set()
-        # Not by sys.stderr: the signal may have come in the middle of a write to it.
-        os.write(2, b"\nStopping: what is finished is kept. A second Ctrl-C stops at once.\n")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before: Mapping[int, Any] = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _CheckpointKeeper:
-    """Keeps the checkpoints of the best few trials and removes the others as trials end."""
-
-    def __init__(self, store: CheckpointStore, keep: int, study: SweepStudy) -> None:
-        self._store, self._keep = store, keep
-        present = set(store.trials())
-        self._values = {t.number: t.value for t in study.read().trials if t.number in present and t.value is not None}
-
-    def started(self, trial: RunningTrial) -> None:
-        """Nothing to do."""
-
-    def reported(self, trial: RunningTrial) -> None:
-        """Nothing to do."""
-
-    def begun_again(self, trial: RunningTrial) -> None:
-        """Nothing to do."""
-
-    def ended(self, trial: RunningTrial, state: str) -> None:
-        """A pruned or failed trial's weights go at once, a complete one's when others are better; none has to go on any more."""
-        if state != "WAITING":
-            self._store.delete_state(trial.number)
-        if state in ("PRUNED", "FAIL"):
-            self._store.delete(trial.number)
-        elif state == "COMPLETE":
-            self._values[trial.number] = max(e.val_accuracy for e in trial.epochs)
-            while len(self._values) > self._keep:
-                worst = min(self._values, key=lambda number: (self._values[number] or 0.0, -number))
-                del self._values[worst]
-                self._store.delete(worst)
-
-    def tidy(self, study: SweepStudy) -> None:
-        """Once the groups are gone: a group may have saved a trial again after it was given up."""
-        waiting = {t.number for t in study.read().trials if t.state == "WAITING"}
-        self._store.remove(self._store.surplus(set(self._values), waiting))
-
-
-class _Hopeless:
-    """Notices that the first trials all failed."""
-
-    def __init__(self) -> None:
-        self._errors: list[str] | None = []
-        self.reason: str | None = None
-
-    def started(self, trial: RunningTrial) -> None:
-        """Nothing to do."""
-
-    def reported(self, trial: RunningTrial) -> None:
-        """Nothing to do."""
-
-    def begun_again(self, trial: RunningTrial) -> None:
-        """Nothing to do."""
-
-    def ended(self, trial: RunningTrial, state: str) -> None:
-        """Count failures until the first trial that does not fail."""
-        if state in ("COMPLETE", "PRUNED"):
-            self._errors = None
-        elif state == "FAIL" and self._errors is not None:
-            self._errors.append(trial.error or "unknown")
-            if len(self._errors) >= HOPELESS_AFTER:
-                self.reason = f"The first {HOPELESS_AFTER} trials all failed, the last one with: {self._errors[-1].splitlines()[0]}"
+def _keeper(study: SweepStudy, config: SweepConfig, experiments: Experiments) -> CheckpointKeeper:
+    return CheckpointKeeper(experiments.checkpoints(config.name), config.keep_checkpoints, study)

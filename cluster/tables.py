@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from cluster.record import METRIC, SweepRecord, SweepSummary, TrialRecord
+from cluster.confirmed import compare_confirmed
+from cluster.record import SweepRecord, SweepSummary, TrialRecord
 from trainer.data import OnProgress
+from trainer.fold_scores import numbered_by_fold, with_margin
+from trainer.gradients import troubles
 from trainer.hyperparameters import in_short, parameter
+from trainer.measuring import ACCURACY, Metric
 from trainer.metrics import EpochMetrics
 
 if TYPE_CHECKING:
@@ -22,6 +28,10 @@ if TYPE_CHECKING:
     from cluster.verdicts import Verdict
     from trainer.bundle import Prediction
     from trainer.inspection import Inspection
+
+
+_SHOWN = ("val_loss", "val_accuracy")
+"""What is shown of every epoch, whatever is optimised."""
 
 
 def _output() -> Console:
@@ -76,26 +86,28 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-def follow(epochs: Iterator[EpochMetrics], total: int) -> None:
+def follow(epochs: Iterator[EpochMetrics], total: int, goal: Metric = ACCURACY) -> None:
     """Print a line for each epoch, as it ends, on standard error."""
     console = _errors()
     for e in epochs:
+        own = "" if goal.field in _SHOWN else f"  {goal.label} {goal.value_of(e):.4f}"
         console.print(
             f"epoch {e.epoch}/{total}  train loss {e.train_loss:.4f}  validation loss {e.val_loss:.4f}  "
-            f"accuracy {e.val_accuracy:.4f}  {e.images_per_second:,.0f} images/s  {e.seconds:.1f} s",
+            f"accuracy {e.val_accuracy:.4f}{own}  {e.images_per_second:,.0f} images/s  {e.seconds:.1f} s",
             soft_wrap=True,
         )
 
 
-def show_training(result: Mapping[str, Any], as_json: bool) -> None:
+def show_training(result: Mapping[str, Any], goal: Metric, as_json: bool) -> None:
     """The result of `train`."""
     if as_json:
         _print_json(result)
         return
     test = "" if result["test_accuracy"] is None else f", test accuracy {result['test_accuracy']:.4f}"
+    by = "" if goal == ACCURACY else f" by {goal.label}"
     out = _output()
     out.print(
-        f"Best epoch {result['best_epoch']} of {result['epochs']}: validation accuracy {result['val_accuracy']:.4f}{test}. "
+        f"Best epoch {result['best_epoch']} of {result['epochs']}{by}: validation accuracy {result['val_accuracy']:.4f}{test}. "
         f"{result['parameters']:,} parameters, {result['train_seconds']:.1f} s, {result['images_per_second']:,.0f} images/s.",
         soft_wrap=True,
     )
@@ -113,68 +125,101 @@ def show_list(sweeps: Sequence[SweepSummary], as_json: bool) -> None:
         _output().print("There are no sweeps yet. Make one: convsweep sweep --data digits")
         return
     table = Table("sweep", "state", "data", "complete", "pruned", "failed", "running", "waiting", "best", box=None)
-    for row in rows:
-        table.add_row(
-            row["name"], row["state"], row["data"], *map(str, row["trials"].values()), _score(row["best_value"])
-        )
+    for sweep in sweeps:
+        best = _score(sweep.best_value)
+        if best and sweep.metric != ACCURACY:
+            best += f" ({sweep.metric.label})"
+        table.add_row(sweep.name, sweep.state, sweep.data, *map(str, sweep.counts.values()), best)
     _output().print(table)
 
 
-def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool) -> None:
-    """A sweep's trials, the best first."""
-    ranking = sweep.trials
+def show_ranking(sweep: SweepRecord, top: int | None, as_json: bool, front: bool = False) -> None:
+    """A sweep's trials, the best first; with `front` those on its Pareto front alone."""
+    goal, objectives = sweep.config.goal, sweep.config.objectives
+    ranking = [t for t in sweep.trials if t.number in sweep.front] if front else sweep.trials
     if as_json:
-        head = {"sweep": sweep.name, "state": sweep.state, "metric": METRIC} | sweep.timing.to_json()
-        _print_json(head | {"trials": [t.to_json() for t in (ranking[:top] if top else ranking)]})
+        head: dict[str, Any] = {"sweep": sweep.name, "state": sweep.state, "metric": goal.field}
+        head |= {"goals": list(sweep.config.goals), "constraints": list(sweep.config.constraints)}
+        head |= sweep.timing.to_json()
+        head |= {"spent": sweep.spent_to_json(), "reason": sweep.ending and sweep.ending.reason}
+        trials = [t.to_json() | {"front": t.number in sweep.front} for t in (ranking[:top] if top else ranking)]
+        _print_json(head | {"trials": trials})
         return
     out = _output()
     if not ranking:
-        out.print(f"Sweep {sweep.name!r} has no trials yet.")
+        out.print(f"Sweep {sweep.name!r} has no trials yet." if not front else _no_front(sweep))
         return
-    table = Table(
-        "", "trial", "state", "accuracy", "epochs", "seconds", "parameters", "configuration", box=None, padding=(0, 1)
-    )
+    costs = [name for name in objectives.costing.names if name != "parameters"]  # these have a column anyway
+    heads = ("epochs", "seconds", "parameters", *map(objectives.label, costs), "configuration")
+    table = Table("", "trial", "state", goal.label, *heads, box=None, padding=(0, 1))
+    marked = sweep.front if objectives.costs else ()
     for place, trial in enumerate(ranking[: top or 10], 1):
         preset = f"preset {trial.preset}: " if trial.preset else ""
+        beyond = f"[{trial.infeasible}] " if trial.infeasible else ""
         parameters = f"{trial.parameters:,}" if trial.parameters else ""
         table.add_row(
-            str(place),
+            f"{place}{' *' if trial.number in marked else ''}",
             str(trial.number),
             trial.state,
-            _score(trial.value),
+            _value(trial),
             str(trial.epochs_done),
             f"{trial.train_seconds:.1f}",
             parameters,
-            preset + in_short(trial.config),
+            *(f"{trial.costs[name]:.4g}" if name in trial.costs else "" for name in costs),
+            Text(beyond + preset + in_short(trial.config)),
         )
     out.print(table)
     if len(ranking) > (top or 10):
         out.print(f"and {len(ranking) - (top or 10)} more: --top {len(ranking)}")
+    if marked and not front:
+        goals = ", ".join(objectives.costs)
+        out.print(
+            f"* the front of {goal.name}, {goals}: no trial is better in one of them and as good in the others; --front"
+        )
 
 
-def show_trial(trial: TrialRecord, as_json: bool) -> None:
+def _no_front(sweep: SweepRecord) -> str:
+    keeps = " and keeps to the constraints" if sweep.config.constraints else ""
+    return f"No trial of sweep {sweep.name!r} is complete{keeps}."
+
+
+def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
     """One trial with its epochs."""
     if as_json:
         _print_json(
-            trial.to_json() | {"epochs": [e.to_json() for e in trial.epochs], "error": trial.error, "log": trial.log}
+            trial.to_json()
+            | {"epochs": [e.to_json() for e in trial.epochs], "gradients": trial.gradients.to_json()}
+            | {"error": trial.error, "log": trial.log}
         )
         return
     out = _output()
     preset = f", preset {trial.preset}" if trial.preset else ""
-    out.print(f"trial {trial.number}: {trial.state}, {METRIC} {_score(trial.value) or '-'}{preset}")
+    out.print(f"trial {trial.number}: {trial.state}, {goal.label} {_value(trial) or '-'}{preset}")
+    if trial.fold_values:
+        out.print(f"of {len(trial.fold_values)} folds: {'  '.join(map(_score, trial.fold_values))}", soft_wrap=True)
     if trial.error:
         out.print(trial.error, style="red", markup=False)
+    if trial.infeasible:
+        out.print(f"It does not keep to the sweep's constraints: {trial.infeasible}", style="red", markup=False)
+    if trial.costs:
+        out.print(", ".join(f"{name} {value:,.6g}" for name, value in trial.costs.items()), markup=False)
     if trial.log:
         out.print(f"Log: {trial.log}", markup=False, soft_wrap=True)
     table = Table("hyperparameter", "value", "meaning", box=None)
     for name, value in trial.config.items():
         table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value), parameter(name).doc)
     out.print(table)
-    epochs = Table("epoch", "train loss", "val loss", "val accuracy", "learning rate", "images/s", "seconds", box=None)
-    for e in trial.epochs:
-        numbers = (f"{e.train_loss:.4f}", f"{e.val_loss:.4f}", f"{e.val_accuracy:.4f}", f"{e.learning_rate:.2g}")
-        epochs.add_row(str(e.epoch), *numbers, f"{e.images_per_second:,.0f}", f"{e.seconds:.2f}")
+    own = [] if goal.field in _SHOWN else [goal]
+    heads = ("train loss", "val loss", "val accuracy", *(f"val {g.label}" for g in own), "learning rate")
+    folds = "fold" in trial.history
+    epochs = Table(*["fold"] * folds, "epoch", *heads, "images/s", "seconds", box=None)
+    for e, number in zip(trial.epochs, numbered_by_fold(trial.history), strict=True):
+        scores = (e.train_loss, e.val_loss, e.val_accuracy, *(g.value_of(e) for g in own))
+        numbers = (*[str(e.fold)] * folds, str(number), *(f"{score:.4f}" for score in scores), f"{e.learning_rate:.2g}")
+        epochs.add_row(*numbers, f"{e.images_per_second:,.0f}", f"{e.seconds:.2f}")
     out.print(epochs)
+    for trouble in troubles(trial.gradients):
+        out.print(trouble.text, style="yellow", markup=False, soft_wrap=True)
 
 
 def show_outcome(sweep: SweepRecord, state: str, reason: str | None, folder: str, as_json: bool) -> None:
@@ -193,6 +238,8 @@ def show_outcome(sweep: SweepRecord, state: str, reason: str | None, folder: str
         notes.print(f"When that is mended, go on with it: convsweep resume {sweep.name}{option}", soft_wrap=True)
     elif state == "FINISHED" and not as_json:
         _output().print(_gain(sweep) + _next_steps(sweep.name, option), soft_wrap=True)
+    if state == "FINISHED" and sweep.best is None and sweep.config.constraints:
+        notes.print(_no_front(sweep) + " Widen the constraints, or narrow the space.", markup=False, soft_wrap=True)
 
 
 def _gain(sweep: SweepRecord) -> str:
@@ -201,8 +248,12 @@ def _gain(sweep: SweepRecord) -> str:
     text = f"\n{timing.wall_seconds:.0f} s, of which {timing.startup_seconds:.0f} s to start {timing.groups} worker group(s)"
     text += f" and {timing.overhead_seconds:.2f} s (median) between two trials.\n"
     if best and baseline and best.value is not None and baseline.value is not None:
-        errors = [100 * (1 - value) for value in (baseline.value, best.value)]
-        text += f"Validation error: preset {baseline.preset} {errors[0]:.2f} %, best trial {errors[1]:.2f} %.\n"
+        goal, values = sweep.config.goal, (baseline.value, best.value)
+        if goal == ACCURACY:
+            what, shown = "error", [f"{100 * (1 - value):.2f} %" for value in values]
+        else:
+            what, shown = goal.label, [f"{value:.4f}" for value in values]
+        text += f"Validation {what}: preset {baseline.preset} {shown[0]}, best trial {shown[1]}.\n"
     return text
 
 
@@ -210,16 +261,62 @@ def _next_steps(name: str, option: str) -> str:
     return f"Export the best model: convsweep export {name}{option}\nBrowse the trials:     convsweep dashboard{option}"
 
 
+def show_confirmed(sweep: SweepRecord, failures: Mapping[str, str], as_json: bool) -> None:
+    """What `confirm` has recorded of a sweep, the best mean first, and which final trainings failed now, why."""
+    comparison = compare_confirmed(sweep)
+    for title, cause in failures.items():
+        _errors().print(f"{title} failed: {cause.splitlines()[0]}", markup=False, soft_wrap=True)
+    if as_json:
+        _print_json({"sweep": sweep.name, "failures": dict(failures)} | comparison.to_json())
+        return
+    if not comparison.configurations:
+        _output().print("Nothing is confirmed yet.")
+        return
+    names = (
+        "trial",
+        "parameters",
+        "n",
+        f"mean {comparison.metric}",
+        "deviation",
+        "95 % interval",
+        "tied",
+        "configuration",
+    )
+    table = Table("", *names, box=None, padding=(0, 1))
+    for c in comparison.configurations:
+        table.add_row(
+            "*" if c is comparison.recommended else "",
+            str(c.trial),
+            f"{c.parameters:,}" if c.parameters else "",
+            str(c.n),
+            _score(c.mean),
+            _score(c.deviation),
+            "{:.4f} to {:.4f}".format(*c.interval) if c.interval else "",
+            {True: "yes", False: "no", None: "?"}[c.tied],
+            in_short(sweep.trial(c.trial).config),
+        )
+    out = _output()
+    out.print(table)
+    out.print(comparison.in_words(), markup=False, soft_wrap=True)
+    out.print(f"Export its model of the middle seed: convsweep export {sweep.name}", markup=False, soft_wrap=True)
+
+
 def show_export(exported: Exported, as_json: bool) -> None:
     """The result of `export`."""
     folder, difference, scores = exported.folder, exported.difference, exported.scores
     if as_json:
         accuracies = {f"{split}_accuracy": s.accuracy for split, s in scores.items()}
+        seeds = {"seeds": asdict(exported.seeds)} if exported.seeds else {}
+        seeds |= {"folds": exported.folds.to_json()} if exported.folds else {}
         _print_json(
-            {"bundle": str(folder), "formats": ["pt2", "safetensors"], "max_difference": difference} | accuracies
+            {"bundle": str(folder), "formats": ["pt2", "safetensors"], "max_difference": difference}
+            | accuracies
+            | seeds
         )
         return
     accuracy = ", ".join(f"{split} accuracy {s.accuracy:.4f}" for split, s in scores.items())
+    if exported.folds and "validation" not in scores:
+        accuracy = ", ".join([f"cross-validated {exported.folds}", *([accuracy] if accuracy else [])])
     _output().print(
         f"{folder}: {accuracy}; written and live model agree within {difference:.1g}.\n"
         f"Classify images with it: convsweep predict {folder} IMAGE...",
@@ -286,6 +383,11 @@ def show_predictions(predictions: Sequence[Prediction], as_json: bool) -> None:
     for p in predictions:
         others = "  ".join(f"{label} {probability:.3f}" for label, probability in p.top[1:])
         _output().print(f"{p.path}: {p.top[0][0]} {p.top[0][1]:.3f}   [{others}]", markup=False, soft_wrap=True)
+
+
+def _value(trial: TrialRecord) -> str:
+    """With its margin, where it is the mean of several folds."""
+    return "" if trial.value is None else with_margin(trial.value, trial.fold_values)
 
 
 def _score(value: float | None) -> str:

@@ -25,14 +25,21 @@ class ClusterWatch:
     """Looks at the cluster every other second, in a thread, as long as it is open.
 
     Groups on nodes that will be taken away are told to leave. Where nodes have joined the cluster, `start` gets the number of groups
-    there is new room for. That groups are missing is told to `say`, with what they wait for.
+    there is new room for. That groups are missing is told to `say`, with what they wait for, how many are up, and on how many nodes, to
+    `hold`.
     """
 
     def __init__(
-        self, plan: Plan, cluster: Cluster, mailbox: Any, start: Callable[[int], None], say: Callable[[str], None]
+        self,
+        plan: Plan,
+        cluster: Cluster,
+        mailbox: Any,
+        start: Callable[[int], None],
+        say: Callable[[str], None],
+        hold: Callable[[int, int], None],
     ) -> None:
         self._plan, self._cluster, self._mailbox = plan, cluster, mailbox
-        self._start, self._say = start, say
+        self._start, self._say, self._hold = start, say, hold
         self.groups = plan.at_once
         """How many groups there are, or soon are: those that are up, and those that there is room for."""
         self._started = plan.groups
@@ -56,6 +63,7 @@ class ClusterWatch:
                 self._look()
 
     def _look(self) -> None:
+        self._hold(*ray.get(self._mailbox.held.remote()))
         if (now := draining_nodes()) != self._leaving:
             ray.get(self._mailbox.leave.remote(now))
             self._leaving = now

@@ -35,10 +35,18 @@ class WorkerGroups:
     """The worker groups of a plan and their `mailbox` actor. A context: they start with it and are gone after it.
 
     On a `cluster` that can change, groups wait for the room that they have not yet, and nodes that join get groups, as many as the plan
-    has at most; what they wait for is told to `say`. `storage` is a path or URI for the little that Ray Train writes about a group.
+    has at most; what they wait for is told to `say`. `storage` is a path or URI for the little that Ray Train writes about a group. How
+    many groups are up, and on how many nodes their ranks are, is told to `hold` again and again.
     """
 
-    def __init__(self, plan: Plan, storage: str, cluster: Cluster, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        storage: str,
+        cluster: Cluster,
+        say: Callable[[str], None],
+        hold: Callable[[int, int], None] = lambda groups, nodes: None,
+    ) -> None:
         self._plan, self._storage = plan, storage
         self._names = _names(plan.groups)
         self._up = False
@@ -48,7 +56,7 @@ class WorkerGroups:
         self.mailbox: Any = actor.options(**options).remote(self._names, ray.kill)
         self._controllers: list[Any] = []
         self._threads: dict[str, threading.Thread] = {}
-        self._watch = ClusterWatch(plan, cluster, self.mailbox, self._add, say)
+        self._watch = ClusterWatch(plan, cluster, self.mailbox, self._add, say, hold)
 
     def __enter__(self) -> WorkerGroups:
         self._start(self._names, self._trainer(len(self._names)))
@@ -124,7 +132,7 @@ class TrialReader(tune.Trainable):
         """The trial's next report, under "report"."""
         report: Report = ray.get(self._mailbox.read.remote(self._trial, self._position))
         self._position += 1
-        return {"report": report, "done": report.done, "value": report.metrics.val_accuracy if report.metrics else None}
+        return {"report": report, "done": report.done}
 
 
 class _TellDeaths(ray.train.UserCallback):

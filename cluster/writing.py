@@ -85,16 +85,20 @@ def _create_trial(
     return trial_id, number
 
 
-def report(engine: sql.Engine, trial_id: int, step: int, value: float, attributes: Mapping[str, Any]) -> None:
-    """Set the running trial's intermediate value of that step, and these user attributes, in one transaction."""
-    stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-    row = {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+def report(engine: sql.Engine, trial_id: int, values: Mapping[int, float], attributes: Mapping[str, Any]) -> None:
+    """Set the running trial's intermediate values of these steps, and these user attributes, in one transaction."""
+    rows = []
+    for step, value in values.items():
+        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        row = {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+        rows.append(row)
 
     def write() -> None:
         with engine.begin() as connection:
-            known = (_REPORTED.c.trial_id == trial_id) & (_REPORTED.c.step == step)
-            connection.execute(_REPORTED.delete().where(known))
-            connection.execute(_REPORTED.insert(), row)
+            if rows:
+                known = (_REPORTED.c.trial_id == trial_id) & _REPORTED.c.step.in_([*values])
+                connection.execute(_REPORTED.delete().where(known))
+                connection.execute(_REPORTED.insert(), rows)
             _set_attributes(connection, trial_id, attributes)
 
     patiently(write)

@@ -27,6 +27,7 @@ from dashboard import trial_tables
 from trainer.analysis import Analysis, analyse
 from trainer.attention import grad_cam
 from trainer.data import DataConfig, load_data, needs_download
+from trainer.folds import first_fold
 from trainer.hyperparameters import unflatten
 from trainer.layers import Layer, describe_layers
 from trainer.named_data import NAMES
@@ -120,7 +121,7 @@ def training_command(sweep: SweepRecord, trial: TrialRecord) -> str:
     """The command that trains the trial's configuration again. Raises ValueError for what this version does not know."""
     from cluster.export import training_command
 
-    return training_command(unflatten(trial.config), sweep.config.data)
+    return training_command(unflatten(trial.config), sweep.config.data, sweep.config.metric)
 
 
 # ---- the analysis ----
@@ -163,7 +164,9 @@ def _analyse(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord, o
     if missing is not None:
         raise ValueError(missing)
     checkpoint = _weights(experiments, sweep, trial)
-    data = load_data(data_config(sweep), lambda what, done, total: on_progress(what, done / max(1, total)))
+    config = data_config(sweep)
+    data = load_data(config, lambda what, done, total: on_progress(what, done / max(1, total)))
+    data = first_fold(data, config, sweep.config.folds)  # whose weights these are
     model = rebuild(checkpoint, data)
     found = analyse(model, data, lambda done, total: on_progress(f"Classifying {total:,} images", done / total))
     kept = experiments.checkpoints(sweep.name).save_analysis(trial.number, found.to_bytes(), epoch=checkpoint.epoch)
@@ -184,10 +187,14 @@ def data_config(sweep: SweepRecord) -> DataConfig:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a network makes of one image: probabilities float32 `(classes,)`, and for some classes a heat map `(H, W)`, 0 to 1."""
+    """What a network makes of one image: probabilities float32 `(classes,)`, and for some classes a heat map `(H, W)`, 0 to 1.
+
+    Where there can be no heat maps, `note` says why.
+    """
 
     probabilities: NDArray[np.float32]
     heat: Mapping[int, NDArray[np.float32]]
+    note: str | None = None
 
 
 @_readable
@@ -205,8 +212,10 @@ def explain(
     with _EXPLAINING:  # a heat map hangs a hook on the model, which would also see another thread's image
         with torch.inference_mode():
             probabilities = model(torch.tensor(image)[None]).softmax(1)[0].numpy()
-        heat = {label: grad_cam(model, image, label) for label in labels}
-    return Explanation(probabilities, heat)
+        try:
+            return Explanation(probabilities, {label: grad_cam(model, image, label) for label in labels})
+        except ValueError as error:  # it has no convolutions
+            return Explanation(probabilities, {}, str(error))
 
 
 @st.cache_resource(max_entries=2, show_spinner=False, hash_funcs=_BY_NAME)

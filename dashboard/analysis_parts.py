@@ -142,11 +142,14 @@ def _explanation(
     places[0].image(
         pictures.enlarged(image), width="stretch", caption=f"it is {plain(analysis.classes[true])}", alt="The picture"
     )
-    for place, label, name in zip(places[1:], labels, names, strict=False):
+    for place, label, name in zip(places[1:], labels if found.heat else (), names, strict=False):
         heat = found.heat[label]
         caption = analysis_tables.heat_caption(name, found.probabilities[label], heat)
         place.image(pictures.heat_picture(image, heat), width="stretch", caption=plain(caption), alt=caption)
-    st.caption("Grad-CAM: the warmer a place, the more the last convolution's answer there speaks for the class.")
+    if found.note:
+        st.info(plain(found.note))
+    else:
+        st.caption("Grad-CAM: the warmer a place, the more the last convolution's answer there speaks for the class.")
     table = analysis_tables.probability_table(analysis.classes, found.probabilities, true)
     st.altair_chart(trial_charts.probabilities(table, 150), alt="The likeliest classes and their probabilities")
 
@@ -190,6 +193,8 @@ def _analysis(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) 
         st.warning(plain(str(error)))
         found = None
     if found is not None:
+        if sweep.config.folds > 1:
+            st.caption("Of the network that the first fold trained, on the images that this fold holds out.")
         return found
     if not analyses.has_weights(experiments, sweep.name, trial):
         st.info(trial_tables.why_no_weights(trial))

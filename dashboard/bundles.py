@@ -20,6 +20,7 @@ from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
 from dashboard.analyses import data_config, missing_data
 from dashboard.pictures import enlarged
+from trainer.folds import first_fold
 from trainer.images import read_image
 
 if TYPE_CHECKING:
@@ -108,19 +109,22 @@ def _export(export: Export, experiments: Experiments, sweep: SweepRecord, trial:
     """As `cluster.export.export_trial`, with its steps told apart, and without a download."""
     export.begin("Loading PyTorch")
     from cluster.export import export as write
-    from cluster.export import load_trial
+    from cluster.export import fold_figures, load_model
     from trainer.data import load_data
 
     export.begin("Reading the weights")
-    checkpoint = load_trial(experiments, sweep, trial)
+    checkpoint, final = load_model(experiments, sweep, trial)
     export.begin("Reading the images")
     missing = missing_data(sweep)
     if missing is not None:
         raise ValueError(missing)
     config = data_config(sweep)
-    data = load_data(config, export.count)
+    data = first_fold(load_data(config, export.count), config, sweep.config.folds)
     export.begin("Scoring the model, writing the bundle and checking it")
-    write(checkpoint, data, config, export.folder, sweep.name, trial.number, SAMPLES)
+    figures, metric = fold_figures(sweep, trial), sweep.config.metric
+    write(
+        checkpoint, data, config, export.folder, sweep.name, trial.number, SAMPLES, metric, final=final, folds=figures
+    )
 
 
 def missing(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) -> str | None:

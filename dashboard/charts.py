@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import altair as alt
 import pandas as pd
 
 from dashboard.pareto import Cost
 from dashboard.tables import trial_name
+from trainer.measuring import ACCURACY, Metric
 
 HEIGHT = 380
 CLICKED = "clicked"
@@ -30,12 +32,14 @@ _KINDS = {
     "preset": _Kind("#ff7f0e", "diamond", 200),
     "selected": _Kind("#d62728", "circle", 110),
 }
+_BOUND_COLOUR = "#9467bd"
 _EPOCH_AXIS = alt.Axis(title="epoch", tickMinStep=1, format="d", grid=False)
 
 
-def accuracy_by_epoch(curves: pd.DataFrame, legend_columns: int = 5) -> alt.LayerChart:
-    """The validation accuracy of each trial in the learning curves."""
-    return _by_epoch(curves, ["validation accuracy"], "validation accuracy", legend_columns)
+def metric_by_epoch(curves: pd.DataFrame, goal: Metric = ACCURACY, legend_columns: int = 5) -> alt.LayerChart:
+    """The sweep's metric of each trial in the learning curves."""
+    what = f"validation {goal.label}"
+    return _by_epoch(curves, [what], what, legend_columns)
 
 
 def losses_by_epoch(curves: pd.DataFrame, legend_columns: int = 5) -> alt.LayerChart:
@@ -43,20 +47,20 @@ def losses_by_epoch(curves: pd.DataFrame, legend_columns: int = 5) -> alt.LayerC
     return _by_epoch(curves, ["validation loss", "training loss"], "loss per image", legend_columns)
 
 
-def best_by_trial(progress: pd.DataFrame) -> alt.LayerChart:
-    """Each trial's accuracy as a point, and the best of the complete ones so far as a line."""
+def best_by_trial(progress: pd.DataFrame, goal: Metric = ACCURACY) -> alt.LayerChart:
+    """Each trial's value as a point, and the best of the complete ones so far as a line."""
     x = alt.X("trial:Q", axis=alt.Axis(title="trial", tickMinStep=1, format="d", grid=False))
     states = [state for state in STATE_COLOURS if state in set(progress["state"])]
     colours = alt.Scale(domain=states, range=[STATE_COLOURS[state] for state in states])
     base = alt.Chart(progress).encode(x=x)
-    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(y=_accuracy_axis("best"))
+    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(y=value_axis("best", goal))
     points = base.mark_circle(size=55, opacity=0.8).encode(
-        y=_accuracy_axis("value"),
+        y=value_axis("value", goal),
         color=alt.Color("state:N", scale=colours, legend=alt.Legend(title=None, orient="bottom")),
         tooltip=[
             alt.Tooltip("name:N", title="trial"),
             alt.Tooltip("state:N"),
-            alt.Tooltip("value:Q", title="validation accuracy", format=".4f"),
+            value_tooltip(goal),
             alt.Tooltip("best:Q", title="best so far", format=".4f"),
         ],
     )
@@ -64,16 +68,28 @@ def best_by_trial(progress: pd.DataFrame) -> alt.LayerChart:
     return chart
 
 
-def accuracy_against_cost(points: pd.DataFrame, cost: Cost, selected: Collection[int] = ()) -> alt.LayerChart:
-    """The trials of `pareto.points`; a line joins those in the front, and the preset's and the selected ones stand out."""
+def value_against_cost(
+    points: pd.DataFrame,
+    cost: Cost,
+    selected: Collection[int] = (),
+    goal: Metric = ACCURACY,
+    limits: Mapping[str, float] | None = None,
+) -> alt.LayerChart:
+    """The trials of `pareto.points`, those of several folds with their intervals; a line joins those in the front, and the preset's and
+    the selected ones stand out.
+
+    Where `limits` has a bound of the "cost" or of the "value", a dashed line shows it.
+    """
     shown = points.assign(kind=_kinds(points, selected), name=points["trial"].map(trial_name))
     shown["size"] = shown["kind"].map({kind: look.size for kind, look in _KINDS.items()})
     kinds = [kind for kind in _KINDS if (shown["kind"] == kind).any()]
     shown = shown.sort_values("kind", key=lambda kind: kind.map(list(_KINDS).index))  # what matters is drawn last
-    spread = points["cost"].max() > 10 * points["cost"].min()
+    limits = limits or {}
+    spread = max(points["cost"].max(), limits.get("cost", 0)) > 10 * points["cost"].min()
     scale = alt.Scale(type="log" if spread else "linear", zero=False, nice=not spread, padding=15)
     axis = alt.Axis(title=cost.axis, format=cost.format, tickCount=5, labelOverlap=True)
-    base = alt.Chart(shown).encode(x=alt.X("cost:Q", scale=scale, axis=axis), y=_accuracy_axis("value"))
+    x, y = alt.X("cost:Q", scale=scale, axis=axis), value_axis("value", goal)
+    base = alt.Chart(shown).encode(x=x, y=y)
     line = base.transform_filter("datum.front").mark_line(interpolate="step-after", color=_KINDS["front"].colour)
 
     def by_kind(attribute: str) -> alt.Scale:
@@ -85,14 +101,33 @@ def accuracy_against_cost(points: pd.DataFrame, cost: Cost, selected: Collection
         size=alt.Size("size:Q", scale=None),  # a scale of one kind would give the legend a path without numbers
         tooltip=[
             alt.Tooltip("name:N", title="trial"),
-            alt.Tooltip("value:Q", title="validation accuracy", format=".4f"),
+            value_tooltip(goal),
             alt.Tooltip("cost:Q", title=cost.axis, format=cost.format),
             alt.Tooltip("preset:N"),
         ],
     )
     clickable = dots.add_params(alt.selection_point(CLICKED, fields=["trial"]))
-    chart: alt.LayerChart = (line + clickable).properties(height=HEIGHT)
+    bounds = [_bound(field, bound, x if field == "cost" else y) for field, bound in limits.items()]
+    intervals = [_intervals(base, goal)] if "low" in shown else []
+    chart: Any = alt.layer(*intervals, line, clickable, *bounds)  # of a type that would allow for facets
+    return cast(alt.LayerChart, chart.properties(height=HEIGHT))
+
+
+def _bound(field: str, bound: float, channel: alt.X | alt.Y) -> alt.Chart:
+    """A dashed line at the bound of a constraint, across the axis of the channel."""
+    line = alt.Chart(pd.DataFrame({field: [bound]})).mark_rule(strokeDash=[6, 4], color=_BOUND_COLOUR, strokeWidth=1.5)
+    chart: alt.Chart = line.encode(channel, alt.Tooltip(f"{field}:Q", title="constraint", format=",.4~g"))
     return chart
+
+
+def _intervals(base: alt.Chart, goal: Metric) -> alt.Chart:
+    """Each point's 95 % interval over the folds, where it has one."""
+    bars: alt.Chart = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(color=_KINDS["others"].colour, strokeWidth=1.5)
+        .encode(y=value_axis("low", goal), y2="high:Q")
+    )
+    return bars
 
 
 def _kinds(points: pd.DataFrame, selected: Collection[int]) -> list[str]:
@@ -130,5 +165,11 @@ def _by_epoch(curves: pd.DataFrame, metrics: Sequence[str], title: str, legend_c
     return chart
 
 
-def _accuracy_axis(field: str) -> alt.Y:
-    return alt.Y(f"{field}:Q", title="validation accuracy", scale=alt.Scale(zero=False))
+def value_axis(field: str, goal: Metric) -> alt.Y:
+    """The vertical axis for values of the metric."""
+    return alt.Y(f"{field}:Q", title=f"validation {goal.label}", scale=alt.Scale(zero=False))
+
+
+def value_tooltip(goal: Metric) -> alt.Tooltip:
+    """A trial's value, where the pointer is."""
+    return alt.Tooltip("value:Q", title=f"validation {goal.label}", format=".4f")

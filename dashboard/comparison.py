@@ -10,8 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import search_tables, tables
+from dashboard import gains, search_tables, tables
 from dashboard.search_tables import Over
+from trainer.costs import COSTS
+from trainer.fold_scores import with_margin
 from trainer.hyperparameters import parameters
 
 NOTHING = "–"
@@ -34,12 +36,16 @@ def suggested_sweeps(names: Sequence[str], data: Sequence[str], name: str) -> li
 
 def outcome(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> pd.DataFrame:
     """What became of the trials: a row per fact, a column `outcome` with its name, and one for each trial with its text."""
-    baseline = sweep.baseline.value if sweep.baseline else None
+    goal, baseline = sweep.config.goal, sweep.baseline.value if sweep.baseline else None
     rows: dict[str, list[str]] = {
         "state": [t.state for t in trials],
-        "validation accuracy": [_number(t.value, ".4f") for t in trials],
+        f"validation {goal.label}": [
+            NOTHING if t.value is None else with_margin(t.value, t.fold_values) for t in trials
+        ],
         "gain over the preset": [
-            NOTHING if t.value is None or baseline is None else f"{100 * (t.value - baseline):+.2f} points"
+            NOTHING
+            if t.value is None or baseline is None
+            else f"{gains.gain(goal, t.value, baseline):{gains.form(goal)}}{' points' if goal.is_share else ''}"
             for t in trials
         ],
         "epochs done": [f"{t.epochs_done:,}" for t in trials],
@@ -49,6 +55,11 @@ def outcome(sweep: SweepRecord, trials: Sequence[TrialRecord]) -> pd.DataFrame:
         "latency, ms": [_number(tables.median(t, "latency"), ".4f") for t in trials],
         "preset": [t.preset or NOTHING for t in trials],
     }
+    for name, cost in COSTS.items():
+        if name != "parameters" and any(name in t.costs for t in trials):
+            rows[f"measured {cost.label}, {cost.unit}"] = [_number(t.costs.get(name), ".4g") for t in trials]
+    if any(t.infeasible for t in trials):
+        rows["beyond a constraint"] = [t.infeasible or NOTHING for t in trials]
     return _side_by_side("outcome", rows, trials)
 
 
@@ -120,6 +131,7 @@ def sweep_facts(sweeps: Sequence[SweepRecord]) -> pd.DataFrame:
             "sweep": s.name,
             "state": s.state,
             "data": s.config.data.name,
+            "metric": s.config.goal.label,
             "best": s.best.value if s.best else None,
             "preset": s.baseline.value if s.baseline else None,
             "trials": len(s.trials),
@@ -134,6 +146,12 @@ def sweep_facts(sweeps: Sequence[SweepRecord]) -> pd.DataFrame:
         for s in sweeps
     ]
     return pd.DataFrame(rows).astype({"best": "Float64", "preset": "Float64"})
+
+
+def measured(sweeps: Sequence[SweepRecord]) -> str:
+    """What the values of the sweeps are, such as 'validation accuracy'; 'value' where that is not the same of all."""
+    labels = {s.config.goal.label for s in sweeps}
+    return f"validation {labels.pop()}" if len(labels) == 1 else "value"
 
 
 def progress_of(sweeps: Sequence[SweepRecord], over: Over) -> pd.DataFrame:

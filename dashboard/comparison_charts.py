@@ -17,11 +17,13 @@ _MOST_NAMES = 40
 _MOST_TEXTS = 16
 
 
-def sweeps_best_so_far(progress: pd.DataFrame, over: Over, names: Sequence[str]) -> alt.LayerChart:
+def sweeps_best_so_far(
+    progress: pd.DataFrame, over: Over, names: Sequence[str], value: str = "validation accuracy"
+) -> alt.LayerChart:
     """A line per sweep with the best of its complete trials so far, over its trials or its minutes."""
     base = alt.Chart(progress).encode(
         x=axis_over(over),
-        y=alt.Y("best:Q", title="best validation accuracy so far", scale=alt.Scale(zero=False)),
+        y=alt.Y("best:Q", title=f"best {value} so far", scale=alt.Scale(zero=False)),
         color=alt.Color(
             "sweep:N",
             scale=alt.Scale(domain=list(names)),

@@ -15,14 +15,15 @@ from cluster.space import Choice, Domain, Range
 from dashboard import tables
 from trainer.domains import Between, Value
 from trainer.hyperparameters import MAX_BLOCKS, parameter
+from trainer.measuring import ACCURACY, Metric
 
 AT_MOST_STEPS = 12
 """Numbers of so few different values are chosen among these values."""
 
 _MANTISSAS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-_ACCURACIES = tuple(i / 200 for i in range(201))  # a narrower range would become another one with every trial
-_OUTCOME = {"value": False, "parameters": True, "train_seconds": True}
-"""What became of a trial and can be filtered by as well, and whether on a logarithmic scale."""
+_SHARES = tuple(i / 200 for i in range(201))  # a narrower range would become another one with every trial
+_OUTCOME = ("value", "parameters", "train_seconds")
+"""What became of a trial and can be filtered by as well; on a logarithmic scale what is no share."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class Filter:
         return self.steps[0], self.steps[-1]
 
 
-def labels(trials: Sequence[TrialRecord]) -> dict[str, str]:
+def labels(trials: Sequence[TrialRecord], goal: Metric = ACCURACY) -> dict[str, str]:
     """What the trials can be filtered by: names, in the order of the ranking's columns, and what people call them.
 
     A hyperparameter with a value per block is there as a whole, all of whose values must fit, and block by block.
     """
-    found = {c.name: c.label for c in tables.OUTCOME if c.name in _OUTCOME}
+    found = {c.name: c.label for c in tables.outcome(goal) if c.name in _OUTCOME}
     parts = tables.hyperparameter_names(trials)
     for column in tables.hyperparameter_columns(trials):
         found[column.name] = column.label
@@ -64,7 +65,8 @@ def make(sweep: SweepRecord, name: str, label: str) -> Filter:
     lists = _values(sweep.trials, name)
     present = {value for values in lists for value in values}
     domains = _domains(sweep, name)
-    log = _OUTCOME.get(name, False)
+    is_share = name == "value" and sweep.config.goal.is_share
+    log = name in _OUTCOME and not is_share
     about = ""
     if name not in _OUTCOME:
         try:
@@ -80,7 +82,7 @@ def make(sweep: SweepRecord, name: str, label: str) -> Filter:
         numbers = {float(value) for value in present if math.isfinite(value)}  # type: ignore[arg-type]
         numbers |= {end for domain in domains for end in _ends(domain)}
         listed = whole or (bool(domains) and all(isinstance(domain, Choice) for domain in domains))
-        steps = _ACCURACIES if name == "value" else _steps(sorted(numbers), log, whole, listed)
+        steps = _SHARES if is_share else _steps(sorted(numbers), log, whole, listed)
         if len(steps) > 1:
             return Filter(name, label, about, steps)
     offered = [value for domain in domains if isinstance(domain, Choice) for value in domain.values]

@@ -15,6 +15,7 @@ from dashboard import filters, tables
 from dashboard.parts import counted, plain
 from dashboard.records import filter_labels, ranking_table
 from dashboard.tables import Column
+from trainer.measuring import Metric
 
 HEIGHT = 390
 _FIXED = ("rank", "trial")
@@ -36,7 +37,7 @@ def choose(sweep: SweepRecord) -> tuple[Board, list[str]]:
     with st.popover("Filter"):
         states, chosen = _choose_filters(sweep)
     with st.popover("Columns"):
-        columns = _choose_columns(table)
+        columns = _choose_columns(sweep, table)
     board = _fitting(sweep, table, states, chosen)
     st.download_button(
         "Download CSV",
@@ -65,7 +66,7 @@ def show(sweep: SweepRecord, board: Board, columns: Sequence[str], marks: pd.Ser
         shown.insert(2, "marks", marks)
         st.dataframe(
             shown,
-            column_config=_column_config(tables.columns(board.table)),
+            column_config=_column_config(tables.columns(board.table, sweep.config.goal), sweep),
             hide_index=True,
             placeholder="",
             height=HEIGHT if len(numbers) > 10 else "content",
@@ -127,9 +128,9 @@ def _choose_values(wanted: filters.Filter) -> Sequence[Any]:
     return span if span != wanted.everything else ()
 
 
-def _choose_columns(table: pd.DataFrame) -> list[str]:
+def _choose_columns(sweep: SweepRecord, table: pd.DataFrame) -> list[str]:
     """The names of the columns to show."""
-    known, usual = tables.columns(table), tables.varied(table)
+    known, usual = tables.columns(table, sweep.config.goal), tables.varied(table)
     which = st.segmented_control(
         "Columns",
         list(_EVERY_COLUMN),
@@ -204,22 +205,26 @@ def _forget_rows(key: str) -> None:
     st.session_state.pop(f"{key}, as shown", None)
 
 
-def _column_config(columns: dict[str, Column]) -> dict[str, Any]:
+def _column_config(columns: dict[str, Column], sweep: SweepRecord) -> dict[str, Any]:
+    goal, goals = sweep.config.goal, ", ".join((sweep.config.goal.name, *sweep.config.goals))
+    front = f"no trial is better in one of {goals} and as good in the others"
+    front = front if sweep.config.goals else "no trial shown is both better and cheaper"
     marks = st.column_config.MultiselectColumn(
         "mark",
-        help="preset: the baseline, which the others are compared with. front: no trial shown is both more accurate and cheaper",
+        help=f"preset: the baseline, which the others are compared with. front: {front}",
         options=["preset", "front"],
         color=["orange", "green"],
         width=115,
     )
-    return {"marks": marks} | {name: _configured(column) for name, column in columns.items()}
+    return {"marks": marks} | {name: _configured(column, goal) for name, column in columns.items()}
 
 
-def _configured(column: Column) -> Any:
+def _configured(column: Column, goal: Metric) -> Any:
     pinned = column.name in _FIXED
     if column.name == "curve":
+        low, high = (0.0, 1.0) if goal.is_share else (None, None)
         return st.column_config.LineChartColumn(
-            column.label, help=column.help, y_min=0.0, y_max=1.0, color="blue", width="small"
+            column.label, help=column.help, y_min=low, y_max=high, color="blue", width="small"
         )
     if column.dtype == "boolean":
         return st.column_config.CheckboxColumn(column.label, help=column.help)

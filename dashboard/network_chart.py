@@ -15,13 +15,25 @@ _COLOURS = {
     "convolution": "#3b82f6",
     "pooling": "#f97316",
     "batch normalisation": "#14b8a6",
+    "layer normalisation": "#14b8a6",
     "activation": "#fcd34d",
+    "block": "#3b82f6",
+    "attention": "#6366f1",
+    "recurrent": "#6366f1",
+    "resizing": "#94a3b8",
+    "rows": "#a8a29e",
+    "patches": "#a8a29e",
+    "positions": "#0ea5e9",
+    "last step": "#a8a29e",
     "flatten": "#a8a29e",
     "global pooling": "#a8a29e",
     "dense": "#8b5cf6",
     "dropout": "#ec4899",
     "classifier": "#22c55e",
 }
+_MOST_GROUPS = 8
+"""With more of them there is no room to say more of a group than its name."""
+
 _INK = {False: ("#1f2937", "#6b7280"), True: ("#f3f4f6", "#9ca3af")}
 
 Point = tuple[float, float]
@@ -101,7 +113,7 @@ class _Picture:
         right, reach = self.layout.right(stage), self.layout.reach(stage)
         if following.added:
             self._line([(right + reach, self.middle), (following.x, self.middle)], self.ink[1], 'stroke-width="1"')
-        elif following.is_box:
+        elif following.is_box and stage.is_box:
             self._window(stage, following)
         else:
             lift = deep * SKEW[1] / 2
@@ -148,11 +160,18 @@ class _Picture:
         self._text((start + stop) / 2, y - 6, ", ".join(steps) or "identity", quiet=True, size=11)
 
     def sizes(self, y: float) -> None:
-        """Under each stage its filters or units, and the size of its maps."""
+        """Under each stage its filters or units, and the size of its maps; of sequences, where there is room, steps and units."""
+        free = 0.0
         for i, stage in enumerate(self.layout.stages):
             if stage.added:
                 continue
             x = (stage.x + self.layout.right(stage)) / 2
+            if len(stage.shape) == 2:
+                text = "×".join(map(str, stage.shape))
+                if x - 4 * len(text) > free:
+                    self._text(x, y, text, bold=True)
+                    free = x + 4 * len(text)
+                continue
             self._text(x, y, f"{stage.shape[0]:,}", bold=True)
             if stage.is_box and not self.layout.is_crowded(i):
                 self._text(x, y + 14, f"{stage.shape[1]}×{stage.shape[2]}", quiet=True, size=11)
@@ -168,6 +187,9 @@ class _Picture:
             brace = [(x, y - 5), (x, y), (end, y), (end, y - 5)]
             self._line(brace, self.ink[1], 'stroke-width="0.8" stroke-opacity="0.6"')
             inside = [layer for layer in self.layout.layers if layer.group == group]
+            if len(begins) > _MOST_GROUPS:
+                self._text((x + end) / 2, y + 17, group.rpartition(" ")[2].capitalize(), bold=True)
+                continue
             self._text((x + end) / 2, y + 17, group.capitalize(), bold=True)
             self._text((x + end) / 2, y + 33, _in_short(inside), quiet=True, size=11.5)
             parameters = sum(layer.parameters for layer in inside)
@@ -213,6 +235,13 @@ class _Picture:
 
 
 def _in_short(layers: Sequence[Layer]) -> str:
+    by_kind = {layer.kind: layer for layer in layers}
+    if "block" in by_kind:
+        blocks = [layer for layer in layers if layer.kind == "block"]
+        return f"{len(blocks)} blocks" if len(blocks) > 1 else blocks[0].settings
+    for kind in ("attention", "recurrent", "patches"):
+        if kind in by_kind:
+            return by_kind[kind].settings
     convolutions = [layer for layer in layers if layer.kind == "convolution" and not layer.shortcut]
     dense = [layer for layer in layers if layer.kind == "dense"]
     if convolutions:

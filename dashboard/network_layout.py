@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,23 +18,31 @@ SLAB = 5.0
 _COLUMN = 13.0
 _SIDE = 26
 _GAPS = (10.0, 58.0)
-_THIN = ("batch normalisation", "activation", "dropout")
+_THIN = ("batch normalisation", "layer normalisation", "positions", "activation", "dropout")
+
+_MOST_STAGES = 40
+"""A network with more of them is drawn by its groups: they would not fit."""
 
 
 @dataclass
 class Stage:
     """What is drawn at one place: the output of `layers[0]`, and of the ones behind it that leave its shape as it is.
 
-    With `added` a shortcut ends before it, and it has no layer but those. `x` is where its front begins.
+    With an `addition` a shortcut ends before it, and it has no layer but those. `x` is where its front begins.
     """
 
     layers: list[Layer]
-    added: bool = False
+    addition: Layer | None = None
     x: float = 0.0
 
     @property
+    def added(self) -> bool:
+        """Whether a shortcut ends before it."""
+        return self.addition is not None
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Its output's: (F, H, W), or (units,)."""
+        """Its output's: (F, H, W), (steps, units) or (units,)."""
         return self.layers[0].output_shape
 
     @property
@@ -53,6 +62,9 @@ class Layout:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = layers
         self.stages = list(_stages(layers))
+        if len(self.stages) > _MOST_STAGES:
+            self.layers = list(_by_group(layers))
+            self.stages = list(_stages(self.layers))
         self.squeeze = 1.0
         self.end = self._place()
 
@@ -91,11 +103,19 @@ class Layout:
         """From which stage to which one, and the layers on the way."""
         found = []
         for stage in self.stages:
-            if stage.added:
-                first = next(i for i, other in enumerate(self.stages) if other.group == stage.group)
-                inside = [layer for layer in self.layers if layer.shortcut and layer.group == stage.group]
-                found.append((self.stages[first - 1], stage, inside))
+            if stage.addition is not None:
+                place = stage.addition.group, stage.addition.unit
+                own = [i for i, layer in enumerate(self.layers) if (layer.group, layer.unit) == place]
+                inside = [self.layers[i] for i in own if self.layers[i].shortcut]
+                found.append((self._before(own[0]), stage, inside))
         return found
+
+    def _before(self, first: int) -> Stage:
+        """The stage that has, or is the sum that is, the last thing before layer number `first`."""
+        layer = next(
+            layer for layer in reversed(self.layers[:first]) if not layer.shortcut and layer.kind != "identity"
+        )
+        return next(stage for stage in self.stages if layer is stage.addition or any(x is layer for x in stage.layers))
 
     def _place(self) -> float:
         """Give the stages their places; returns where the last one ends."""
@@ -121,19 +141,30 @@ def window(layer: Layer) -> int:
     return int(size) if layer.kind == "convolution" and size.isdigit() else 2
 
 
+def _by_group(layers: Sequence[Layer]) -> Iterator[Layer]:
+    """The layers, those of each group that has several blocks as a single one."""
+    for group, members in itertools.groupby(layers, lambda layer: layer.group):
+        inside = list(members)
+        if not inside[-1].unit:
+            yield from inside
+            continue
+        parameters = sum(layer.parameters for layer in inside)
+        yield Layer(group, "block", inside[-1].output_shape, parameters, f"{inside[-1].unit} units", group)
+
+
 def _stages(layers: Sequence[Layer]) -> Iterator[Stage]:
     stage: Stage | None = None
-    added = False
+    addition: Layer | None = None
     for layer in layers:
-        if layer.shortcut or layer.kind == "identity":
+        if layer.shortcut or layer.kind in ("identity", "tokens"):
             continue
         if layer.kind == "addition":
-            added = True
-        elif stage is not None and layer.kind in _THIN and not added:
+            addition = layer
+        elif stage is not None and layer.kind in _THIN and addition is None:
             stage.layers.append(layer)
         else:
             if stage is not None:
                 yield stage
-            stage, added = Stage([layer], added), False
+            stage, addition = Stage([layer], addition), None
     if stage is not None:
         yield stage

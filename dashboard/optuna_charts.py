@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 MOST_TRIALS = 1000
 ENOUGH_TRIALS = 50
 """From so many complete trials on, Optuna's importances rest on five good trials or more, as its documentation advises."""
-_VALUE = "validation accuracy"
 _HEIGHT = 420
 
 
@@ -29,7 +28,7 @@ class Plot:
     """A picture that Optuna draws: of at most `trials` trials and of `fewest` to `most` parameters, `preset` at first."""
 
     title: str
-    draw: Callable[[optuna.Study, Sequence[str]], go.Figure]
+    draw: Callable[[optuna.Study, Sequence[str], str], go.Figure]
     about: str
     trials: int
     fewest: int
@@ -105,27 +104,27 @@ def complete_values(sweep: SweepRecord) -> list[float]:
     return [t.value for t in complete_trials(sweep) if t.value is not None]
 
 
-def draw(study: optuna.Study, plot: Plot, parameters: Sequence[str]) -> go.Figure:
-    """The picture of the study. Raises ValueError with a sentence when Optuna cannot draw it."""
+def draw(study: optuna.Study, plot: Plot, parameters: Sequence[str], value: str = "validation accuracy") -> go.Figure:
+    """The picture of the study, whose trials have such a `value`. Raises ValueError with a sentence when Optuna cannot draw it."""
     for trial in _complete(study):
         trial.number = trial.user_attrs.get("number", trial.number)  # as in the sweep: pictures tell it
     try:
-        figure = plot.draw(study, parameters)
+        figure = plot.draw(study, parameters, value)
     except Exception as error:  # other programs may have put trials there of which Optuna's plots make nothing
         raise ValueError(f"Optuna cannot draw this: {type(error).__name__}: {error}.") from error
     figure.update_xaxes(exponentformat="power").update_yaxes(exponentformat="power")  # not 1µ for a learning rate
     return figure.update_layout(title_text="", height=_HEIGHT, margin={"t": 20, "b": 10, "l": 10, "r": 10})
 
 
-def draw_distribution(values: Mapping[str, Sequence[float]]) -> go.Figure:
-    """Optuna's empirical distribution function of the values under each name: which share of them is at most so good."""
+def draw_distribution(values: Mapping[str, Sequence[float]], value: str = "validation accuracy") -> go.Figure:
+    """Optuna's empirical distribution function of the values under each name: which share of them is at most so high."""
     import optuna
 
     studies = []
     for name, known in values.items():
-        studies.append(study := optuna.create_study(study_name=name, direction="maximize"))
-        study.add_trials([optuna.trial.create_trial(value=value) for value in known])
-    figure = optuna.visualization.plot_edf(studies, target_name=_VALUE)
+        studies.append(study := optuna.create_study(study_name=name))
+        study.add_trials([optuna.trial.create_trial(value=one) for one in known])
+    figure = optuna.visualization.plot_edf(studies, target_name=value)
     figure.update_yaxes(title_text="share of the trials")
     legend = {"orientation": "h", "y": -0.2}
     return figure.update_layout(
@@ -133,21 +132,21 @@ def draw_distribution(values: Mapping[str, Sequence[float]]) -> go.Figure:
     )
 
 
-def _parallel_coordinates(study: optuna.Study, parameters: Sequence[str]) -> go.Figure:
+def _parallel_coordinates(study: optuna.Study, parameters: Sequence[str], value: str) -> go.Figure:
     import optuna
 
-    figure = optuna.visualization.plot_parallel_coordinate(study, list(parameters), target_name=_VALUE)
+    figure = optuna.visualization.plot_parallel_coordinate(study, list(parameters), target_name=value)
     # Optuna sorts the parameters, and cuts long names off.
-    names = [_VALUE, *sorted(set(parameters))]
+    names = [value, *sorted(set(parameters))]
     figure.update_xaxes(ticktext=[_in_lines(name) for name in names], tickangle=0, automargin=True)
     figure.update_annotations(font_color="gray")  # readable on a dark page too
     return figure.update_layout(plot_bgcolor="rgba(128,128,128,0.12)")  # on white the worst trials are invisible
 
 
-def _slices(study: optuna.Study, parameters: Sequence[str]) -> go.Figure:
+def _slices(study: optuna.Study, parameters: Sequence[str], value: str) -> go.Figure:
     import optuna
 
-    figure = optuna.visualization.plot_slice(study, list(parameters), target_name=_VALUE)
+    figure = optuna.visualization.plot_slice(study, list(parameters), target_name=value)
     figure.for_each_xaxis(_break_title)
     numbers = [trial.number for trial in _complete(study)]
     first, last = min(numbers), max(numbers)
@@ -157,19 +156,19 @@ def _slices(study: optuna.Study, parameters: Sequence[str]) -> go.Figure:
     return figure.update_layout(width=None, autosize=True)  # as wide as the page, not 300 pixels for each
 
 
-def _contour(study: optuna.Study, parameters: Sequence[str]) -> go.Figure:
+def _contour(study: optuna.Study, parameters: Sequence[str], value: str) -> go.Figure:
     import optuna
 
     x, y = parameters
     if not any(x in t.params and y in t.params for t in _complete(study)):
         raise ValueError(f"No trial that ran to its end has both {x} and {y}.")
-    return optuna.visualization.plot_contour(study, [x, y], target_name="accuracy")
+    return optuna.visualization.plot_contour(study, [x, y], target_name=value)
 
 
-def _ranks(study: optuna.Study, parameters: Sequence[str]) -> go.Figure:
+def _ranks(study: optuna.Study, parameters: Sequence[str], value: str) -> go.Figure:
     import optuna
 
-    figure = optuna.visualization.plot_rank(study, list(parameters), target_name=_VALUE)
+    figure = optuna.visualization.plot_rank(study, list(parameters), target_name=value)
     for trace in figure.data:
         if trace.hovertext is not None:  # all parameters of each trial in each of the pictures: megabytes
             trace.hovertext = [_first_and_last(text) for text in trace.hovertext]
@@ -200,7 +199,7 @@ PLOTS = (
     Plot(
         "Contour",
         _contour,
-        "The accuracy over two parameters; the points are the trials that have both.",
+        "The value over two parameters; the points are the trials that have both.",
         trials=150,
         fewest=2,
         most=2,
@@ -209,7 +208,7 @@ PLOTS = (
     Plot(
         "Ranks",
         _ranks,
-        "Each point is a trial that has both parameters, the redder the better its rank.",
+        "Each point is a trial that has both parameters, the redder the higher its value ranks.",
         trials=MOST_TRIALS,
         fewest=2,
         most=4,

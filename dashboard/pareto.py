@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: which trials no other one beats in both, and which of them a chart draws. Pure functions."""
+"""A sweep's metric against what it costs: which trials no other one beats in both, and which of them a chart draws. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cluster.pareto import on_front
+from trainer.measuring import ACCURACY, Metric
+
 AT_MOST_POINTS = 1000
 FAR = 3.0
-"""So many times the distance of the quartiles below the lower one is far below: Tukey's outer fence."""
+"""So many times the distance of the quartiles worse than the worse one is far off: Tukey's outer fence."""
 
 
 @dataclass(frozen=True)
@@ -27,55 +30,74 @@ COSTS = {
     "parameters": Cost("parameters", "trainable parameters", "Trainable parameters of the network", ",.3~s"),
     "train_seconds": Cost("train time", "train time, seconds", "Time of training and validation, seconds", ",.4~g"),
     "latency": Cost("latency", "latency per image, milliseconds", "Milliseconds to classify an image", ",.3~g"),
+    "size_mb": Cost("size", "size of the weights, MB", "Size of the weights as they are stored", ",.3~g"),
+    "latency_ms": Cost("latency", "latency, milliseconds", "Milliseconds of a forward pass", ",.3~g"),
 }
-"""What accuracy can be weighed against, by name."""
+"""What the metric can be weighed against, by name."""
+_ALWAYS = ("parameters", "train_seconds")
 
 
-def front(table: pd.DataFrame, cost: str) -> frozenset[int]:
-    """The numbers of the complete trials that no other complete trial of the ranking beats in accuracy and cost at once.
+def offered(table: pd.DataFrame) -> list[str]:
+    """What the metric of a ranking's trials can be weighed against: the latter columns are there when any trial has them."""
+    return [name for name in COSTS if name in _ALWAYS or name in table]
 
-    Of equal ones all are in it. Trials without the cost are left out.
+
+def front(table: pd.DataFrame, cost: str, goal: Metric = ACCURACY) -> frozenset[int]:
+    """The numbers of the complete trials that no other complete trial of the ranking beats in value and cost at once.
+
+    Of equal ones all are in it. Trials without the cost, and those beyond a constraint, are left out.
     """
-    trials = _complete(table, cost)
-    costs, values = trials["cost"].to_numpy(), trials["value"].to_numpy()
-    order = np.lexsort((-values, costs))
-    costs, values = costs[order], values[order]
-    first = np.searchsorted(costs, costs)  # of those that cost the same: the best of them
-    cheaper = np.concatenate([[-np.inf], np.maximum.accumulate(values)])[first]
-    return frozenset(trials["trial"].to_numpy()[order][(values > cheaper) & (values == values[first])].tolist())
+    trials = _complete(table, cost, goal)
+    trials = trials[~trials["infeasible"]]
+    found = on_front(np.column_stack([-trials["merit"].to_numpy(), trials["cost"].to_numpy()]))
+    return frozenset(trials["trial"].to_numpy()[found].tolist())
 
 
 def points(
-    table: pd.DataFrame, cost: str, front: Collection[int], keep: Collection[int] = (), at_most: int = AT_MOST_POINTS
+    table: pd.DataFrame,
+    cost: str,
+    front: Collection[int],
+    keep: Collection[int] = (),
+    at_most: int = AT_MOST_POINTS,
+    goal: Metric = ACCURACY,
 ) -> pd.DataFrame:
-    """A row per complete trial that has the cost: trial, value, cost, preset, front. By cost, and of equal cost by value.
+    """A row per complete trial that has the cost: trial, value, cost, preset, front. By cost, of equal cost the best last. Where trials
+    were cross-validated also low, high: the 95 % interval of the folds' mean.
 
-    Those in the front, the preset's and `keep` are there. Of the others those that lie far below all others are left out,
+    Those in the front, the preset's and `keep` are there. Of the others those that are far worse than all others are left out,
     which would press the rest together, and beyond `at_most` rows more of them, evenly along the ranking.
     """
-    trials = _complete(table, cost)
+    trials = _complete(table, cost, goal)
     trials["front"] = trials["trial"].isin(list(front))
     stays = trials["front"] | trials["preset"].notna() | trials["trial"].isin(list(keep))
-    low, high = trials["value"].quantile([0.25, 0.75])
-    others = trials[~stays & (trials["value"] >= low - FAR * (high - low))]
+    low, high = trials["merit"].quantile([0.25, 0.75])
+    others = trials[~stays & (trials["merit"] >= low - FAR * (high - low))]
     room = max(0, at_most - int(stays.sum()))
     if len(others) > room:
         others = others.iloc[np.linspace(0, len(others) - 1, room).astype(int)]
-    return pd.concat([trials[stays], others]).sort_values(["cost", "value"], ignore_index=True)
+    chosen = pd.concat([trials[stays], others]).sort_values(["cost", "merit"], ignore_index=True)
+    if "margin" in chosen:
+        chosen = chosen.assign(low=chosen["value"] - chosen["margin"], high=chosen["value"] + chosen["margin"])
+    return chosen.drop(columns=["merit", "infeasible", "margin"], errors="ignore")
 
 
 def complete_count(table: pd.DataFrame, cost: str) -> int:
     """How many trials of the ranking ran to their end and have the cost."""
-    return len(_complete(table, cost))
+    return len(_complete(table, cost, ACCURACY))
 
 
-def _complete(table: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """The complete trials that have the cost, in the ranking's order: trial, value, cost, preset."""
+def _complete(table: pd.DataFrame, cost: str, goal: Metric) -> pd.DataFrame:
+    """The complete trials that have the cost, in the ranking's order: trial, value, cost, preset, infeasible, merit, and margin if any
+    has one.
+    """
     found = pd.DataFrame({"trial": table["trial"], "value": table["value"], "cost": table[cost]})
     found["preset"] = table["preset"] if "preset" in table else pd.Series(dtype="string")
+    found["infeasible"] = table["infeasible"].notna() if "infeasible" in table else False
+    if "margin" in table:
+        found["margin"] = table["margin"].astype("float64")
     usable = (table["state"] == "COMPLETE") & found["value"].notna() & (found["cost"] > 0)
     found = found[
         usable.fillna(False).to_numpy(dtype=bool) & np.isfinite(found["cost"].to_numpy(float, na_value=np.nan))
     ]
     typed: pd.DataFrame = found.astype({"trial": "int64", "value": "float64", "cost": "float64"})
-    return typed
+    return typed.assign(merit=typed["value"] if goal.higher_is_better else -typed["value"])

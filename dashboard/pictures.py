@@ -59,10 +59,12 @@ def kernel_pictures(kernels: NDArray[np.float32]) -> NDArray[np.uint8]:
 def response_pictures(kernels: NDArray[np.float32], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What each filter of `kernels` `(F, C, k, k)` answers to `image` `(C, H, W)`: `(F, H', W', 3)`, red where it fits.
 
-    An image above 128 pixels is thinned out first. Each answer is scaled by its own largest value.
+    A gray image may have kernels for colours: those of torchvision's networks. An image above 128 pixels is thinned out first. Each
+    answer is scaled by its own largest value.
     """
     step = math.ceil(max(image.shape[1:]) / _LARGEST)
     pixels = image[:, ::step, ::step].astype(np.float32)
+    pixels = np.broadcast_to(pixels, (kernels.shape[1], *pixels.shape[1:])).copy()
     pixels -= pixels.mean((1, 2), keepdims=True)
     before, after = (kernels.shape[-1] - 1) // 2, kernels.shape[-1] // 2
     padded = np.pad(pixels, ((0, 0), (before, after), (before, after)), mode="edge")

@@ -19,7 +19,8 @@ import streamlit as st
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, SweepSummary
 from cluster.studies import Studies
-from dashboard import filters, optuna_charts, tables
+from dashboard import comparison, filters, optuna_charts, tables
+from trainer.measuring import Metric
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -139,18 +140,18 @@ _BY_STAMP: dict[str | type[Any], Callable[[Any], Any]] = {SweepRecord: lambda sw
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=_BY_STAMP)
 def ranking_table(sweep: SweepRecord) -> pd.DataFrame:
     """`tables.ranking` of all trials; not to be changed: others look at it too."""
-    return _rankings(sweep.name).of(sweep.trials)
+    return _rankings(sweep.name, sweep.config.goal).of(sweep.trials)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _rankings(name: str) -> tables.Rankings:
-    return tables.Rankings()
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs={Metric: repr})
+def _rankings(name: str, goal: Metric) -> tables.Rankings:
+    return tables.Rankings(goal)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=_BY_STAMP)
 def filter_labels(sweep: SweepRecord) -> dict[str, str]:
     """`filters.labels` of all trials."""
-    return filters.labels(sweep.trials)
+    return filters.labels(sweep.trials, sweep.config.goal)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=_BY_STAMP)
@@ -181,13 +182,14 @@ def optuna_figure(experiments: Experiments, sweep: SweepRecord, plot: int, param
     """One of `optuna_charts.PLOTS`; not to be changed. Raises ValueError when Optuna cannot draw it."""
     drawn = optuna_charts.PLOTS[plot]
     study = optuna_study(experiments, sweep, optuna_charts.shown_trials(sweep, drawn.trials))
-    return optuna_charts.draw(study, drawn, parameters)
+    return optuna_charts.draw(study, drawn, parameters, f"validation {sweep.config.goal.label}")
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=_BY_STAMP)
 def optuna_distribution(sweeps: tuple[SweepRecord, ...]) -> go.Figure:
     """The distribution of the values of each sweep's complete trials, of which there must be some; not to be changed."""
-    return optuna_charts.draw_distribution({s.name: optuna_charts.complete_values(s) for s in sweeps})
+    values = {s.name: optuna_charts.complete_values(s) for s in sweeps}
+    return optuna_charts.draw_distribution(values, comparison.measured(sweeps))
 
 
 def _file_identity(experiments: Experiments) -> tuple[int, int] | None:

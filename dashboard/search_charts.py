@@ -7,25 +7,26 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pandas as pd
 
-from dashboard.charts import HEIGHT, STATE_COLOURS
+from dashboard.charts import HEIGHT, STATE_COLOURS, value_axis, value_tooltip
 from dashboard.search_tables import FATES, Over
+from trainer.measuring import ACCURACY, Metric
 
 ROW_HEIGHT = 34
 _COLOURS = {**STATE_COLOURS, "WAITING": "#c7c7c7"}
 _FATE_COLOURS = {**{FATES[state]: colour for state, colour in _COLOURS.items()}, FATES["went on"]: "#aec7e8"}
 
 
-def best_so_far(progress: pd.DataFrame, over: Over) -> alt.LayerChart:
-    """Each trial's accuracy as a point, and the best of the complete ones so far as a line, over trials or minutes."""
+def best_so_far(progress: pd.DataFrame, over: Over, goal: Metric = ACCURACY) -> alt.LayerChart:
+    """Each trial's value as a point, and the best of the complete ones so far as a line, over trials or minutes."""
     base = alt.Chart(progress).encode(x=axis_over(over))
-    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(y=_accuracy("best"))
+    line = base.mark_line(interpolate="step-after", strokeWidth=2).encode(y=value_axis("best", goal))
     points = base.mark_circle(size=45, opacity=0.75).encode(
-        y=_accuracy("value"),
+        y=value_axis("value", goal),
         color=_by_state(progress["state"]),
         tooltip=[
             alt.Tooltip("name:N", title="trial"),
             alt.Tooltip("state:N"),
-            alt.Tooltip("value:Q", title="validation accuracy", format=".4f"),
+            value_tooltip(goal),
             alt.Tooltip("best:Q", title="best so far", format=".4f"),
             *([alt.Tooltip("x:Q", title="minutes", format=".1f")] if over == "time" else []),
         ],
@@ -41,17 +42,17 @@ def axis_over(over: Over) -> alt.X:
     return alt.X("x:Q", axis=alt.Axis(title="minutes since the sweep began", grid=False))
 
 
-def accuracy_curves(curves: pd.DataFrame) -> alt.LayerChart:
-    """The validation accuracy of each trial by epoch, coloured by the trial's state."""
+def metric_curves(curves: pd.DataFrame, goal: Metric = ACCURACY) -> alt.LayerChart:
+    """The sweep's metric of each trial by epoch, coloured by the trial's state."""
     base = alt.Chart(curves).encode(
         x=_epochs(),
-        y=_accuracy("value"),
+        y=value_axis("value", goal),
         color=_by_state(curves["state"]),
         tooltip=[
             alt.Tooltip("name:N", title="trial"),
             alt.Tooltip("state:N"),
             alt.Tooltip("epoch:Q", format="d"),
-            alt.Tooltip("value:Q", title="validation accuracy", format=".4f"),
+            value_tooltip(goal),
         ],
     )
     lines = base.mark_line(strokeWidth=1.2, opacity=0.45).encode(detail="trial:N")
@@ -87,7 +88,7 @@ def fates(table: pd.DataFrame) -> alt.Chart:
     return chart
 
 
-def timeline(bars: pd.DataFrame) -> alt.Chart:
+def timeline(bars: pd.DataFrame, goal: Metric = ACCURACY) -> alt.Chart:
     """A row per worker group with a bar for each of its trials, coloured by the trial's state."""
     groups = sorted(set(bars["group"]), key=lambda name: int(name.rpartition(" ")[2]))
     chart: alt.Chart = (
@@ -106,7 +107,7 @@ def timeline(bars: pd.DataFrame) -> alt.Chart:
                 alt.Tooltip("name:N", title="trial"),
                 alt.Tooltip("group:N"),
                 alt.Tooltip("state:N"),
-                alt.Tooltip("value:Q", title="validation accuracy", format=".4f"),
+                value_tooltip(goal),
                 alt.Tooltip("epochs:Q", title="epochs done", format="d"),
                 alt.Tooltip("begin:Q", title="began after, minutes", format=".2f"),
                 alt.Tooltip("seconds:Q", title="trained, seconds", format=".1f"),
@@ -134,10 +135,6 @@ def _by_state(states: Sequence[str] | pd.Series) -> alt.Color:
     present = [state for state in _COLOURS if state in set(states)]
     scale = alt.Scale(domain=present, range=[_COLOURS[state] for state in present])
     return alt.Color("state:N", scale=scale, legend=alt.Legend(title=None, orient="bottom"))
-
-
-def _accuracy(field: str) -> alt.Y:
-    return alt.Y(f"{field}:Q", title="validation accuracy", scale=alt.Scale(zero=False))
 
 
 def _epochs() -> alt.X:

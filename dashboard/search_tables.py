@@ -14,6 +14,8 @@ import pandas as pd
 
 from cluster.record import SweepRecord, TrialRecord
 from dashboard.tables import finite, trial_name
+from trainer.fold_scores import averaged
+from trainer.measuring import ACCURACY, Metric
 
 Over = Literal["trials", "time"]
 OVER: tuple[Over, ...] = get_args(Over)
@@ -46,7 +48,7 @@ def progress(sweep: SweepRecord, over: Over) -> pd.DataFrame:
     best: float | None = None
     for t in sorted(scored, key=lambda t: (places[t.number], t.number)):
         assert t.value is not None
-        gain = t.state == "COMPLETE" and (best is None or t.value > best)
+        gain = t.state == "COMPLETE" and (best is None or sweep.config.goal.is_better(t.value, best))
         best = t.value if gain else best
         rows.append((places[t.number], t.number, trial_name(t.number), t.state, finite(t.value), best, gain))
     table = pd.DataFrame(rows, columns=["x", "trial", "name", "state", "value", "best", "gain"])
@@ -61,13 +63,17 @@ def thinned(progress: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
     return progress[progress["gain"] | progress.index.isin([*sample, len(progress) - 1])]
 
 
-def accuracy_curves(trials: Sequence[TrialRecord], most: int = MOST_CURVES) -> pd.DataFrame:
-    """A row per epoch of at most so many trials (`drawn`): trial, name, state, epoch, value. What is not finite is left out."""
+def metric_curves(trials: Sequence[TrialRecord], goal: Metric = ACCURACY, most: int = MOST_CURVES) -> pd.DataFrame:
+    """A row per epoch of at most so many trials (`drawn`): trial, name, state, epoch, value. What is not finite is left out.
+
+    Of a cross-validated trial they are the means of its folds.
+    """
     chosen = drawn([t for t in trials if t.epochs_done], most // 3, most)
     rows = [
         (t.number, trial_name(t.number), t.state, epoch, value)
         for t in chosen
-        for epoch, value in zip(t.history["epoch"], t.history["val_accuracy"], strict=True)
+        for curve in (averaged(t.history),)
+        for epoch, value in zip(curve["epoch"], curve.get(goal.field, ()), strict=False)
         if finite(value) is not None
     ]
     return pd.DataFrame(rows, columns=["trial", "name", "state", "epoch", "value"])

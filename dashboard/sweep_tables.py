@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cluster.config import SweepConfig
 from cluster.record import SweepRecord, SweepSummary, TrialRecord
 from dashboard.tables import Column, first_line
 from trainer.hyperparameters import in_short
@@ -25,7 +26,8 @@ SWEEPS = (
     Column("sweep", "sweep", "The sweep's name"),
     Column("state", "state", "RUNNING, FINISHED, INTERRUPTED, FAILED, or NEW: it has not begun"),
     Column("progress", "progress", "How many of the wanted trials have ended", "Float64", "percent"),
-    Column("best", "best", "The best validation accuracy of a trial that ran to its end", "Float64", "%.4f"),
+    Column("best", "best", "The best value of a trial that ran to its end, by the sweep's metric", "Float64", "%.4f"),
+    Column("metric", "metric", "What the search optimises, on the validation split"),
     Column("data", "data", "The data set, or the folder of images"),
     Column("begun", "begun", "When it first ran, by your clock", "datetime64[ns, UTC]", "D MMM YY, HH:mm"),
     Column("minutes", "took", "How long it ran, all its runs together", "Float64", "%.1f min"),
@@ -40,7 +42,7 @@ GROUPS = (
     Column("trial", "trial", "The trial that it trains now", "Int64"),
     Column("epoch", "epoch", "Epochs done, of those of a trial that is not pruned"),
     Column("progress", "progress", "The share of its epochs that is done", "Float64", "percent"),
-    Column("accuracy", "accuracy", "Validation accuracy after the last epoch", "Float64", "%.4f"),
+    Column("value", "value", "The sweep's metric after the last epoch", "Float64", "%.4f"),
     Column("speed", "images/s", "Training throughput of the last epoch, all ranks", "Float64", "%,.0f"),
     Column("since", "since", "When the trial began, by your clock", "datetime64[ns, UTC]", "HH:mm:ss"),
     Column("ended", "ended", "Trials that the group has had to their end", "Int64"),
@@ -57,6 +59,7 @@ def sweeps(summaries: Sequence[SweepSummary], notes: Mapping[str, str]) -> pd.Da
             "state": s.state,
             "progress": min(1.0, _ended(s) / s.trials) if s.trials else None,
             "best": s.best_value,
+            "metric": s.metric.label,
             "data": Path(s.data).name,
             "begun": s.begun,
             "minutes": s.wall_seconds / 60 if s.begun else None,
@@ -85,7 +88,7 @@ def groups(sweep: SweepRecord) -> pd.DataFrame:
     for trial in sorted(sweep.trials, key=lambda t: t.number):
         if trial.group is not None and _belongs(trial, began):
             of_group.setdefault(trial.group, []).append(trial)
-    return _frame([_group_row(name, of_group[name], sweep.config.epochs) for name in sorted(of_group)], GROUPS)
+    return _frame([_group_row(name, of_group[name], sweep.config) for name in sorted(of_group)], GROUPS)
 
 
 def queued(sweep: SweepRecord) -> list[int]:
@@ -108,19 +111,20 @@ def _belongs(trial: TrialRecord, began: datetime | None) -> bool:
     return began is None or trial.state == "RUNNING" or (trial.ended is not None and trial.ended >= began)
 
 
-def _group_row(name: str, trials: Sequence[TrialRecord], epochs: int) -> dict[str, object]:
+def _group_row(name: str, trials: Sequence[TrialRecord], config: SweepConfig) -> dict[str, object]:
     now = next((t for t in reversed(trials) if t.state == "RUNNING"), None)
     row: dict[str, object] = {"group": name, "ended": sum(t.state in _ENDED for t in trials)}
     if now is None:
         return row
-    wanted = now.config.get("training.epochs", epochs)
+    wanted = now.config.get("training.epochs", config.epochs)
     assert isinstance(wanted, int | float)
+    wanted *= config.folds
     last = {field: values[-1] for field, values in now.history.items() if values}
     return row | {
         "trial": now.number,
         "epoch": f"{now.epochs_done} of {wanted}",
         "progress": min(1.0, now.epochs_done / wanted) if wanted else None,
-        "accuracy": last.get("val_accuracy"),
+        "value": last.get(config.goal.field),
         "speed": last.get("images_per_second"),
         "since": _at(now.group_began) if now.group_began is not None else now.begun,
         "configuration": in_short(now.config),

@@ -13,15 +13,19 @@ import pandas as pd
 import pyarrow as pa
 
 from cluster.record import SweepRecord, TrialRecord
+from dashboard import gains
 from trainer.domains import Between, Value
+from trainer.fold_scores import averaged, margin
 from trainer.hyperparameters import Parameter, parameter, parameters
+from trainer.measuring import ACCURACY, Metric
+from trainer.metrics import epochs_of
 
 METRICS = {
     "val_accuracy": "validation accuracy",
     "val_loss": "validation loss",
     "train_loss": "training loss",
 }
-"""What the learning curves show: fields of `EpochMetrics` and their names for people."""
+"""What the learning curves show besides the sweep's metric: fields of `EpochMetrics` and their names for people."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,34 @@ class Column:
     format: str | None = None
 
 
-OUTCOME = (
+def outcome(goal: Metric) -> tuple[Column, ...]:
+    """`OUTCOME` of a sweep with this metric."""
+    across = ", from 0 to 1" if goal.is_share else ""
+    own = (
+        Column(
+            "value",
+            goal.label,
+            f"Validation {goal.label} of the best epoch; of a pruned trial, the last; with folds, their mean",
+            "Float64",
+            "%.4f",
+        ),
+        Column("margin", "±", "Half of the 95 % interval of the folds' mean, by Student's t", "Float64", "%.4f"),
+        Column("gain", "gain", gains.meaning(goal), "Float64", f"%{gains.form(goal)}"),
+        Column("curve", "by epoch", f"Validation {goal.label} after each epoch{across}", "list"),
+    )
+    return (*_FIRST, *own, *_LAST)
+
+
+_FIRST = (
     Column("rank", "#", "Complete trials by value, then pruned ones by value", "Int64"),
     Column("trial", "trial", "The trial's number in the sweep", "Int64"),
-    Column("state", "state", "COMPLETE ran to its end, PRUNED was stopped for its score, FAIL could not go on"),
     Column(
-        "value", "accuracy", "Validation accuracy of the best epoch; of a pruned trial, the last", "Float64", "%.4f"
+        "state",
+        "state",
+        "COMPLETE ran to its end, PRUNED was stopped for its score or not trained for its cost, FAIL could not go on",
     ),
-    Column("gain", "gain", "Accuracy minus that of the preset's trial, percentage points", "Float64", "%+.2f"),
-    Column("curve", "by epoch", "Validation accuracy after each epoch, from 0 to 1", "list"),
+)
+_LAST = (
     Column("parameters", "parameters", "Trainable parameters of the network", "Int64", "%,d"),
     Column("train_seconds", "train time", "Time of training and validation, seconds", "Float64", "%.1f s"),
     Column("epochs", "epochs done", "Epochs that were trained and validated", "Int64"),
@@ -55,31 +78,42 @@ OUTCOME = (
         "Float64",
         "%.4f ms",
     ),
+    Column("size_mb", "size", "Size of the network's weights as they are stored, in 10^6 bytes", "Float64", "%.3f MB"),
+    Column(
+        "latency_ms",
+        "measured latency",
+        "Milliseconds of a forward pass of as many images as the sweep's latency_batch says, before the first epoch",
+        "Float64",
+        "%.3f ms",
+    ),
     Column("preset", "preset", "The named configuration that the trial had, if any"),
+    Column("infeasible", "beyond a constraint", "Which of the sweep's constraints the trial does not keep to"),
     Column("error", "error", "Why a failed trial could not go on; in full below the table"),
 )
+OUTCOME = outcome(ACCURACY)
 """The ranking's columns that say what became of a trial; those that may be left out are in `_OPTIONAL`."""
 
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
-_OPTIONAL = ("gain", "latency", "preset", "error")
+_OPTIONAL = ("margin", "gain", "latency", "size_mb", "latency_ms", "preset", "infeasible", "error")
 _ARROW = {"Int64": pa.int64(), "Float64": pa.float64(), "string": pa.large_string(), "boolean": pa.bool_()}
 _PANDAS = {arrow: pd.api.types.pandas_dtype(name) for name, arrow in _ARROW.items()}
 _DTYPES: dict[type, str] = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
 
 
-def ranking(trials: Sequence[TrialRecord]) -> pd.DataFrame:
+def ranking(trials: Sequence[TrialRecord], goal: Metric = ACCURACY) -> pd.DataFrame:
     """A row per trial in the given order; columns are those of `OUTCOME` and the hyperparameters that any trial has.
 
     A hyperparameter with a value per block is one column, '3-5-3'. Values that a trial does not have are missing.
     """
-    return Rankings().of(trials)
+    return Rankings(goal).of(trials)
 
 
 class Rankings:
     """`ranking` of trials that change one by one: those that are the same objects as the last time keep their rows."""
 
-    def __init__(self) -> None:
-        self._last: tuple[Sequence[TrialRecord], pd.DataFrame] = ((), _rows(()))
+    def __init__(self, goal: Metric = ACCURACY) -> None:
+        self._goal = goal
+        self._last: tuple[Sequence[TrialRecord], pd.DataFrame] = ((), _rows((), goal))
 
     def of(self, trials: Sequence[TrialRecord]) -> pd.DataFrame:
         """`ranking(trials)`."""
@@ -88,10 +122,11 @@ class Rankings:
         baseline = next((t.value for t in trials if t.preset and t.state == "COMPLETE"), None)
         ranked = rows["value"].notna()
         places = pd.Series(range(1, len(rows) + 1), dtype="Int64").where(ranked)
-        gains = 100 * (rows["value"] - (math.nan if baseline is None else baseline))
-        found = rows.assign(rank=places, gain=gains.astype("Float64"))
+        over = gains.gain(self._goal, rows["value"], math.nan if baseline is None else baseline)
+        found = rows.assign(rank=places, gain=over.astype("Float64"))
         own = [c.name for c in OUTCOME]
         missing = {name for name in found if (name in _OPTIONAL or name not in own) and found[name].isna().all()}
+        missing |= {"latency"} if "latency_ms" not in missing else set()  # what was measured, not what evaluations took
         others = _hyperparameter_columns({str(name): None for name in rows.columns if name not in own})
         shown = [name for name in [*own, *(c.name for c in others)] if name not in missing]
         shown.sort(key=lambda name: name == "error")  # the longest goes last
@@ -102,15 +137,15 @@ class Rankings:
         places = {id(trial): place for place, trial in enumerate(before)}
         new = [trial for trial in trials if id(trial) not in places]
         if 4 * len(new) > len(trials):
-            return _rows(trials)
+            return _rows(trials, self._goal)
         places |= {id(trial): place for place, trial in enumerate(new, len(before))}
-        found = pd.concat([rows, _rows(new)]) if new else rows
+        found = pd.concat([rows, _rows(new, self._goal)]) if new else rows
         return found.take([places[id(trial)] for trial in trials]).reset_index(drop=True)
 
 
-def columns(table: pd.DataFrame) -> dict[str, Column]:
+def columns(table: pd.DataFrame, goal: Metric = ACCURACY) -> dict[str, Column]:
     """What the columns of a ranking are, by name."""
-    own = {c.name: c for c in OUTCOME}
+    own = {c.name: c for c in outcome(goal)}
     names = [str(name) for name in table.columns]
     others = {c.name: c for c in _hyperparameter_columns({name: None for name in names if name not in own})}
     return {name: own.get(name) or others[name] for name in names}
@@ -147,22 +182,26 @@ def hyperparameter_names(trials: Iterable[TrialRecord]) -> dict[str, list[str]]:
 
 def varied(table: pd.DataFrame) -> list[str]:
     """The columns of a ranking that tell its trials apart: what became of them, and what was not the same for all."""
-    outcome = {c.name for c in OUTCOME}
-    return [n for n in table.columns if n in outcome or len(table) < 2 or table[n].nunique(dropna=False) > 1]
+    own = {c.name for c in OUTCOME}
+    return [n for n in table.columns if n in own or len(table) < 2 or table[n].nunique(dropna=False) > 1]
 
 
-def learning_curves(trials: Iterable[TrialRecord]) -> pd.DataFrame:
-    """A row per trial, epoch and metric: trial, name, state, epoch, metric, value. What is not finite is missing."""
+def learning_curves(trials: Iterable[TrialRecord], goal: Metric = ACCURACY) -> pd.DataFrame:
+    """A row per trial, epoch and metric: trial, name, state, epoch, metric, value. What is not finite is missing.
+
+    Of a cross-validated trial they are the means of its folds.
+    """
+    shown = METRICS | {goal.field: f"validation {goal.label}"}
     rows = [
         (t.number, trial_name(t.number), t.state, e.epoch, label, finite(getattr(e, field)))
         for t in trials
-        for e in t.epochs
-        for field, label in METRICS.items()
+        for e in epochs_of(averaged(t.history))
+        for field, label in shown.items()
     ]
     return pd.DataFrame(rows, columns=["trial", "name", "state", "epoch", "metric", "value"])
 
 
-def best_so_far(trials: Iterable[TrialRecord]) -> pd.DataFrame:
+def best_so_far(trials: Iterable[TrialRecord], goal: Metric = ACCURACY) -> pd.DataFrame:
     """A row per trial that has a value, by number: trial, name, state, value, best. `best` is that of the complete ones."""
     rows = []
     best = math.nan
@@ -170,7 +209,7 @@ def best_so_far(trials: Iterable[TrialRecord]) -> pd.DataFrame:
         if t.value is None:
             continue
         if t.state == "COMPLETE":
-            best = t.value if math.isnan(best) else max(best, t.value)
+            best = t.value if goal.is_better(t.value, best) else best
         rows.append((t.number, trial_name(t.number), t.state, finite(t.value), best))
     return pd.DataFrame(rows, columns=["trial", "name", "state", "value", "best"])
 
@@ -185,8 +224,8 @@ def failures(trials: Iterable[TrialRecord]) -> dict[str, list[TrialRecord]]:
 
 def export(trials: Sequence[TrialRecord]) -> str:
     """The trials as CSV, for other programs: every hyperparameter under its full name, a column for each block."""
-    rows = [{**t.to_json(), "error": t.error} | t.config for t in trials]
-    return pd.DataFrame(rows).drop(columns="config", errors="ignore").to_csv(index=False)
+    rows = [{**t.to_json(), "error": t.error, **t.costs} | t.config for t in trials]
+    return pd.DataFrame(rows).drop(columns=["config", "costs"], errors="ignore").to_csv(index=False)
 
 
 def counts(sweep: SweepRecord) -> tuple[str, str]:
@@ -195,21 +234,6 @@ def counts(sweep: SweepRecord) -> tuple[str, str]:
     failed = [text for state, text in counts if state == "FAIL"]
     complete = f"{sweep.counts['COMPLETE']:,} complete"
     return (failed or [complete])[0], ", ".join(text for _, text in counts)
-
-
-def gain(baseline: TrialRecord, best: TrialRecord) -> str:
-    """By how many percentage points the best trial is more accurate, such as '+1.39'."""
-    return f"{_error(baseline) - _error(best):+.2f}"
-
-
-def errors(baseline: TrialRecord, best: TrialRecord) -> str:
-    """The shares of wrongly classified validation images, such as 'error 2.78 % → 1.39 %'."""
-    return f"error {_error(baseline):.2f} % → {_error(best):.2f} %"
-
-
-def _error(trial: TrialRecord) -> float:
-    assert trial.value is not None  # it is complete
-    return 100 * (1 - trial.value)
 
 
 def trial_names(trials: Sequence[TrialRecord], at_most: int = 8) -> str:
@@ -241,36 +265,40 @@ def duration(seconds: float) -> str:
 def _column(p: Parameter) -> Column:
     label = (p.section if p.key == "name" else p.key).replace("_", " ")
     values = f"; {p.domain}" + (", for each block" if p.per_block else "")
-    condition = f"; only with {p.condition.name} {' or '.join(map(str, p.condition.values))}" if p.condition else ""
+    condition = f"; only with {p.condition.name} {p.condition}" if p.condition else ""
     logarithmic = isinstance(p.domain, Between) and p.domain.log
     number_format = ("%.2e" if logarithmic else "%.3f") if p.type is float else None
     dtype = "string" if p.per_block else _DTYPES[p.type]
     return Column(p.name, label, f"`{p.name}`: {p.doc}{values}{condition}", dtype, number_format)
 
 
-def _rows(trials: Sequence[TrialRecord]) -> pd.DataFrame:
+def _rows(trials: Sequence[TrialRecord], goal: Metric) -> pd.DataFrame:
     """The columns of the ranking but for those that depend on the other trials."""
     own = [c for c in OUTCOME if c.name not in ("rank", "gain")]
-    lists = [*zip(*map(_outcome, trials), strict=True)] or [()] * len(own)
+    lists = [*zip(*(_outcome(trial, goal) for trial in trials), strict=True)] or [()] * len(own)
     found = {c.name: _series(values, c.dtype) for c, values in zip(own, lists, strict=True)}
     values = hyperparameter_values(trials)
     found |= {c.name: _series(values[c.name], c.dtype) for c in _hyperparameter_columns(values) if c.name not in found}
     return pd.DataFrame(found, copy=False)
 
 
-def _outcome(trial: TrialRecord) -> tuple[object, ...]:
+def _outcome(trial: TrialRecord, goal: Metric) -> tuple[object, ...]:
     """A trial's values of the columns of `OUTCOME`, without rank and gain."""
     return (
         trial.number,
         trial.state,
         trial.value,
-        trial.history.get("val_accuracy", ()),
+        margin(trial.fold_values),
+        averaged(trial.history).get(goal.field, ()),
         trial.parameters,
         trial.train_seconds,
         trial.epochs_done,
         median(trial, "images_per_second"),
         median(trial, "latency"),
+        trial.costs.get("size_mb"),
+        trial.costs.get("latency_ms"),
         trial.preset,
+        trial.infeasible,
         first_line(trial.error) if trial.error else None,
     )
 

@@ -35,6 +35,52 @@ def curves(epochs: pd.DataFrame, metrics: Mapping[str, str], title: str, height:
     return chart
 
 
+def gradients(rows: pd.DataFrame, height: int) -> alt.LayerChart:
+    """A line by epoch of the norm of each layer's gradient, from the first layer (dark) to the last, on a logarithmic scale."""
+    layers = list(dict.fromkeys(rows["layer"]))
+    base = alt.Chart(rows).encode(
+        x=alt.X("epoch:Q", axis=_EPOCH_AXIS),
+        y=alt.Y("norm:Q", title="gradient norm", scale=alt.Scale(type="log"), axis=alt.Axis(format=".0e", tickCount=4)),
+        color=alt.Color(
+            "layer:N",
+            sort=layers,
+            scale=alt.Scale(domain=layers, scheme="viridis"),
+            legend=alt.Legend(title=None, symbolSize=50, labelLimit=220, symbolLimit=12),
+        ),
+        tooltip=[
+            alt.Tooltip("epoch:Q", format="d"),
+            alt.Tooltip("layer:N"),
+            alt.Tooltip("norm:Q", title="norm of its gradient", format=".3~g"),
+        ],
+    )
+    chart: alt.LayerChart = (base.mark_line(strokeWidth=1.8) + base.mark_circle(size=30, opacity=1)).properties(
+        height=height
+    )
+    return chart
+
+
+def fold_curves(epochs: pd.DataFrame, metrics: Mapping[str, str], title: str, height: int) -> alt.LayerChart:
+    """`curves` of a cross-validated trial: a colour for each fold; the first metric of several is dashed."""
+    rows = epochs[epochs["metric"].isin(list(metrics))].assign(name=lambda rows: rows["metric"].map(metrics))
+    names = list(metrics.values())
+    dashes = alt.Scale(domain=names, range=[[4, 3], [1, 0]][-len(names) :])
+    base = alt.Chart(rows).encode(
+        x=alt.X("epoch:Q", axis=_EPOCH_AXIS),
+        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=",.4~r", tickCount=4)),
+        color=alt.Color("fold:N", legend=alt.Legend(title="fold", orient="top", offset=4, symbolSize=50)),
+        detail="name:N",
+        tooltip=[
+            alt.Tooltip("fold:N"),
+            alt.Tooltip("epoch:Q", format="d"),
+            alt.Tooltip("name:N", title="metric"),
+            alt.Tooltip("value:Q", format=",.4~r"),
+        ],
+    )
+    lines = base.mark_line(strokeWidth=1.8).encode(strokeDash=alt.StrokeDash("name:N", scale=dashes, legend=None))
+    chart: alt.LayerChart = (lines + base.mark_circle(size=30, opacity=1)).properties(height=height)
+    return chart
+
+
 def confusion(cells: pd.DataFrame, classes: list[str], height: int, dark: bool = False) -> alt.LayerChart:
     """The confusion matrix: what is right in blue, mistakes in orange, the more of them the stronger."""
     labels = len(classes) <= _MOST_NAMES

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import tables
+from dashboard import gains, tables
+from trainer.costs import COSTS
 from trainer.domains import Value
+from trainer.fold_scores import interval, numbered_by_fold
 from trainer.hyperparameters import ModelConfig, flatten, in_short, parameter, unflatten
 from trainer.layers import Layer
 
@@ -26,19 +29,30 @@ class Fact:
 
 def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
     """The trial's headline numbers; what it does not have is '–'."""
-    baseline = sweep.baseline
+    baseline, goal = sweep.baseline, sweep.config.goal
     gain = None
     if baseline is not None and baseline.value is not None and trial.value is not None:
-        gain = 100 * (trial.value - baseline.value)
+        gain = gains.gain(goal, trial.value, baseline.value)
     planned = planned_epochs(sweep, trial)
-    accuracy = trial.value if trial.value is not None else max(trial.history.get("val_accuracy") or (), default=None)
+    value = trial.value if trial.value is not None else goal.best(trial.history.get(goal.field) or ())
     of_which = "of its last epoch" if trial.state == "PRUNED" else "of its best epoch"
+    if trial.fold_values:
+        value, of_which = statistics.fmean(trial.fold_values), _over_folds(sweep, trial)
     against = f"trial {baseline.number}, preset {baseline.preset}" if baseline else "none that ran to its end"
     return [
-        Fact("Accuracy", _text(accuracy, "{:.4f}"), f"On the validation split, {of_which}"),
-        Fact("Gain", _text(gain, "{:+.2f} pp"), f"Percentage points of accuracy over the preset's trial ({against})"),
+        Fact(goal.title, _text(value, "{:.4f}"), f"On the validation split, {of_which}"),
+        Fact(
+            "Gain",
+            _text(gain, f"{{:{gains.form(goal)}}}{' pp' if goal.is_share else ''}"),
+            f"{gains.meaning(goal)} ({against})",
+        ),
         Fact("Parameters", _text(trial.parameters, "{:,}"), "Trained numbers of the network"),
-        Fact("Epochs", f"{trial.epochs_done} of {planned}", "Epochs that were trained and validated"),
+        *_costs(sweep, trial),
+        Fact(
+            "Epochs",
+            f"{trial.epochs_done} of {planned}",
+            "Epochs that were trained and validated" + _early(trial, planned),
+        ),
         Fact("Train time", tables.duration(trial.train_seconds), "Training and validation, without waiting"),
         Fact(
             "Images/s",
@@ -48,15 +62,43 @@ def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
     ]
 
 
+def _early(trial: TrialRecord, planned: int) -> str:
+    if trial.state != "COMPLETE" or trial.epochs_done >= planned:
+        return ""
+    return f"; the last {trial.config.get('training.patience')} were no better, so it ended (training.patience)"
+
+
+def _costs(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
+    """What else was measured of the network, where the sweep has goals or constraints."""
+    measured = [cost for name, cost in COSTS.items() if name in trial.costs and name != "parameters"]
+    batch = f", {sweep.config.latency_batch} image(s) at a time"
+    return [
+        Fact(
+            cost.label.capitalize(),
+            f"{trial.costs[cost.name]:.4g} {cost.unit}",
+            cost.meaning.capitalize() + batch * (cost.name == "latency_ms"),
+        )
+        for cost in measured
+    ]
+
+
+def _over_folds(sweep: SweepRecord, trial: TrialRecord) -> str:
+    values = trial.fold_values
+    between = interval(values)
+    sure = f"; 95 % interval {between[0]:.4f} to {between[1]:.4f}" if between else ""
+    folds = ", ".join(f"{value:.4f}" for value in values)
+    return f"mean of the best epochs of {len(values)} of {sweep.config.folds} folds ({folds}){sure}"
+
+
 def planned_epochs(sweep: SweepRecord, trial: TrialRecord) -> int:
-    """How many epochs the trial has when it runs to its end."""
-    return int(trial.config.get("training.epochs", sweep.config.epochs))
+    """How many epochs the trial has when it runs to its end, over all its folds."""
+    return int(trial.config.get("training.epochs", sweep.config.epochs)) * sweep.config.folds
 
 
 def summary(trial: TrialRecord) -> list[str]:
     """The trial's origin in short: its preset, the few values that tell configurations apart, its group, its time."""
     facts = [f"preset {trial.preset}"] if trial.preset else []
-    if "model.blocks" in trial.config:
+    if "optimizer.name" in trial.config:
         facts.append(in_short(trial.config))
     if trial.group is not None:
         facts.append(f"worker {trial.group}")
@@ -72,6 +114,8 @@ def why_no_weights(trial: TrialRecord) -> str:
             return "The trial has not begun, so there are no weights to look at yet."
         case "RUNNING":
             return "The trial's first epoch has not ended, so there are no weights to look at yet."
+        case "PRUNED" if trial.infeasible and not trial.epochs_done:
+            return "The trial was not trained, so there are no weights to look at."
         case "PRUNED":
             return "The search stopped this trial, and weights are kept of the best trials only."
         case "FAIL":
@@ -84,9 +128,14 @@ def why_no_weights(trial: TrialRecord) -> str:
 
 def why_pruned(sweep: SweepRecord, trial: TrialRecord) -> str:
     """When the search stopped a pruned trial, and what that means."""
+    if trial.infeasible and not trial.epochs_done:
+        return f"This trial was not trained, since its network costs more than the sweep's constraints allow: {trial.infeasible}."
+    when = f"epoch {trial.epochs_done} of {planned_epochs(sweep, trial)}: its"
+    if trial.fold_values:
+        when = f"fold {len(trial.fold_values)} of {sweep.config.folds}: its mean"
     return (
-        f"The search stopped this trial after epoch {trial.epochs_done} of {planned_epochs(sweep, trial)}: its accuracy was not "
-        "among the best of the trials that got there. Weights of pruned trials are not kept."
+        f"The search stopped this trial after {when} {sweep.config.goal.label} was not among the best of the trials that got "
+        "there. Weights of pruned trials are not kept."
     )
 
 
@@ -121,14 +170,31 @@ def _default(name: str, trial: TrialRecord) -> Value | None:
 
 
 def epochs(trial: TrialRecord) -> pd.DataFrame:
-    """A row per epoch and metric, for curves: epoch, metric (a field of `EpochMetrics`), value. What is not finite is missing."""
+    """A row per epoch and metric, for curves: fold, epoch (in it), metric (a field of `EpochMetrics`), value.
+
+    The fold is 0 where there are none. What is not finite is missing.
+    """
+    numbers = numbered_by_fold(trial.history)
+    folds = trial.history.get("fold") or [0] * len(numbers)
     rows = [
-        (int(epoch), name, value if math.isfinite(value) else None)
+        (int(fold), number, name, value if math.isfinite(value) else None)
         for name, values in trial.history.items()
-        if name != "epoch"
-        for epoch, value in zip(trial.history["epoch"], values, strict=True)
+        if name not in ("epoch", "fold")
+        for fold, number, value in zip(folds, numbers, values, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["epoch", "metric", "value"])
+    return pd.DataFrame(rows, columns=["fold", "epoch", "metric", "value"])
+
+
+def gradients(trial: TrialRecord) -> pd.DataFrame:
+    """A row per epoch and layer, for a logarithmic chart: epoch, layer, norm of its gradient. What is 0 or not finite is left out."""
+    found = trial.gradients
+    rows = [
+        (epoch, layer.removesuffix(".weight"), norm)
+        for epoch, norms in enumerate(found.norms, 1)
+        for layer, norm in zip(found.layers, norms, strict=False)
+        if norm
+    ]
+    return pd.DataFrame(rows, columns=["epoch", "layer", "norm"])
 
 
 def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:

@@ -13,10 +13,12 @@ import trainer.presets
 from cluster.launch import generate
 from cluster.recipes import RECIPES
 from cluster.space import Choice, Range, Ranges, Space
-from trainer.domains import Between, OneOf, Value
+from trainer.domains import Between, OneOf, Value, When
 from trainer.hyperparameters import Parameter, TrialConfig, flatten, parameters
 from trainer.named_data import NAMES
 from trainer.presets import PRESETS
+from trainer.torchvision_names import FAMILIES, PREFIX
+from trainer.torchvision_names import NAMES as NETWORKS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("trainer", "cluster", "dashboard")
@@ -79,8 +81,8 @@ def hyperparameters_page() -> str:
 _HEAD = """\
 # Hyperparameters
 
-This page is written by `make docs` from the declarations in `trainer/hyperparameters.py`, the presets in
-`trainer/presets.py` and the data sets in `trainer/named_data.py`. Change those, not this page.
+This page is written by `make docs` from the declarations in `trainer/hyperparameters.py` and `trainer/model_config.py`, the
+presets in `trainer/presets.py` and the data sets in `trainer/named_data.py`. Change those, not this page.
 
 A hyperparameter is set by its full name, on the command line or under `space:` in a sweep file. For a sweep a list chooses
 among its values, `{low: 0.001, high: 0.1, log: true}` is a range, and a single value fixes.
@@ -101,7 +103,8 @@ file. A hyperparameter with a condition has an effect, and is searched and shown
 
 
 def _hyperparameter_tables() -> Iterator[str]:
-    searched = Space({}, fixed={}).searched()
+    domains = Space({}, fixed={}).domains  # also those of the families that are not searched by default
+    searched = {name: d for name, d in domains.items() if not (isinstance(d, Choice) and len(d.values) == 1)}
     for section, config in get_type_hints(TrialConfig).items():
         rows = [
             (
@@ -109,17 +112,21 @@ def _hyperparameter_tables() -> Iterator[str]:
                 _allowed(p),
                 _code(p.default),
                 _searched(searched.get(f"{p.name}.1" if p.per_block else p.name)),
-                f"`{p.condition.name}` is {_either(p.condition.values)}" if p.condition else "",
+                f"`{p.condition.name}` is {_condition(p.condition)}" if p.condition else "",
                 p.doc,
             )
             for p in parameters()
             if p.section == section
         ]
         header = ("name", "allowed", "default", "searched by default", "condition", "meaning")
-        yield f"## {section}\n\n{inspect.getdoc(config)}\n\n{_table(header, rows)}"
+        networks = f"torchvision's networks are {_codes(NETWORKS)}.\n" if section == "model" else ""
+        yield f"## {section}\n\n{inspect.getdoc(config)}\n\n{_table(header, rows)}" + (networks and f"\n{networks}")
 
 
 def _allowed(p: Parameter) -> str:
+    if p.name == "model.family":
+        own = [value for value in p.domain.values if value not in FAMILIES]
+        return f"{_codes([*own, f'{PREFIX}NAME'])} with a NAME from below"
     if isinstance(p.domain, OneOf):
         return _codes(p.domain.values)
     assert isinstance(p.domain, Between)
@@ -163,7 +170,8 @@ def _by_parameter(flat: dict[str, Value]) -> dict[str, Value | tuple[Value, ...]
     gathered: dict[str, Value | tuple[Value, ...]] = {}
     for p in parameters():
         if p.per_block:
-            gathered[p.name] = tuple(v for name, v in flat.items() if name.rpartition(".")[0] == p.name)
+            if f"{p.name}.1" in flat:
+                gathered[p.name] = tuple(v for name, v in flat.items() if name.rpartition(".")[0] == p.name)
         elif p.name in flat:
             gathered[p.name] = flat[p.name]
     return gathered
@@ -223,8 +231,8 @@ def _codes(values: Iterable[Value]) -> str:
     return ", ".join(_code(value) for value in values)
 
 
-def _either(values: Sequence[Value]) -> str:
-    return " or ".join(_code(value) for value in values)
+def _condition(condition: When) -> str:
+    return f"`{condition.words}`" if condition.words else " or ".join(_code(value) for value in condition.values)
 
 
 def _code(value: Value | tuple[Value, ...]) -> str:

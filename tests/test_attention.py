@@ -15,8 +15,9 @@ from PIL import Image
 from torch import nn
 
 from trainer.attention import grad_cam, overlay
+from trainer.convnet import Block
 from trainer.hyperparameters import ModelConfig
-from trainer.model import Block, Classifier, build_model
+from trainer.model import Classifier, build_model
 
 
 def network(channels: int = 1, side: int = 12, **options: Any) -> Classifier:

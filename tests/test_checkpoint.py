@@ -289,3 +289,15 @@ print(store.kernels(1).shape, store.load_analysis(1), store.save_analysis(1, b"n
     run = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "(4, 3, 3, 3) b'analysis' True None False"
     assert store.trials() == []
+
+
+def test_the_configuration_is_read_without_the_weights(store: CheckpointStore) -> None:
+    assert store.configuration(1) is None
+    store.save(1, checkpoint(seed=3))
+    assert store.configuration(1) == checkpoint(seed=3).config
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0{}", b"\x04\0\0\0\0\0\0\0null"])
+def test_a_damaged_checkpoint_has_no_configuration(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "trial-00001.safetensors").write_bytes(content)
+    assert CheckpointStore(str(tmp_path)).configuration(1) is None

@@ -104,6 +104,9 @@ def folders(tmp_path, **classes):
         (["sweep", "--data", "digits", "--epoch-timeout", "soon"], "A duration is a number with s, m, h or d"),
         (["sweep", "--data", "digits", "--time-budget", "1 fortnight"], "A duration is a number with s, m, h or d"),
         (["sweep", "--data", "digits", "--time-budget", "0"], "time_budget must be longer than 0 s"),
+        (["sweep", "--data", "digits", "--max-cost", "20"], "price_per_node_hour: give both"),
+        (["sweep", "--data", "digits", "--gpu-hours", "0"], "gpu_hours must be greater than 0, but got 0"),
+        (["sweep", "--data", "digits", "--min-gain", "-1"], "min_gain must be 0 or more, but got -1"),
         (["sweep", "--data", "digits", "--sampler", "tpee"], "Did you mean 'tpe'"),
         (["sweep", "--data", "digits", "--pruner", "hyperband"], "pruner must be one of halving, median, none"),
         (["sweep", "--data", "digits", "--sampler", "grid"], "A grid needs a list of values"),
@@ -257,7 +260,9 @@ def test_what_extend_refuses_leaves_the_record_as_it_is(convsweep, finished):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "--trials, --time-budget or both"),
+        ([], "--trials, --time-budget, --gpu-hours or --max-cost"),
+        (["--gpu-hours", "0"], "gpu_hours must be greater than 0, but got 0."),
+        (["--max-cost", "5"], "max_cost needs to know what a node costs, but got 5 without price_per_node_hour"),
         (["--trials", "0"], "trials must be at least 1, but got 0"),
         (["--time-budget", "soon"], "A duration is a number"),
         (["--trials", "1", "--set", "model.kernel_sizes=3"], "Did you mean 'model.kernel_size'"),
@@ -354,7 +359,14 @@ def test_rank_show_and_list_agree_with_the_record(convsweep, finished):
     _, out, _ = convsweep("list", "--json")
     counts = {"COMPLETE": 1, "PRUNED": 1, "FAIL": 1, "RUNNING": 0, "WAITING": 0}
     assert json.loads(out) == [
-        {"name": "s", "state": "FINISHED", "data": "digits", "trials": counts, "best_value": 0.5}
+        {
+            "name": "s",
+            "state": "FINISHED",
+            "data": "digits",
+            "trials": counts,
+            "metric": "val_accuracy",
+            "best_value": 0.5,
+        }
     ]
 
 

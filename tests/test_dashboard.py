@@ -321,7 +321,9 @@ def test_only_columns_that_differ_tell_trials_apart() -> None:
 
 
 def test_every_hyperparameter_has_a_column_with_its_own_label_and_its_meaning() -> None:
-    everything = record(0, "COMPLETE", 0.5, but={p.name: p.default for p in parameters() if not p.per_block})
+    every = {p.name: p.default for p in parameters() if not p.per_block}
+    every |= {f"{p.name}.1": p.default[0] for p in parameters() if p.per_block}
+    everything = record(0, "COMPLETE", 0.5, but=every)
     columns = tables.hyperparameter_columns([everything])
     assert [c.name for c in columns] == [p.name for p in parameters()]
     labels = [c.label for c in (*tables.OUTCOME, *columns)]
@@ -395,7 +397,7 @@ def test_durations_are_short(seconds: float, text: str) -> None:
 
 def test_the_curves_of_a_trial_have_the_same_colour_in_both_charts() -> None:
     curves = tables.learning_curves([record(7, "COMPLETE", 0.5, 0.6), record(3, "PRUNED", 0.1)])
-    accuracy, losses = charts.accuracy_by_epoch(curves).to_dict(), charts.losses_by_epoch(curves).to_dict()
+    accuracy, losses = charts.metric_by_epoch(curves).to_dict(), charts.losses_by_epoch(curves).to_dict()
     colours = [layer["encoding"]["color"] for layer in accuracy["layer"] + losses["layer"]]
     assert colours[0]["scale"]["domain"] == ["trial 7", "trial 3"]
     assert colours[1:] == colours[:-1]

@@ -264,7 +264,7 @@ def test_each_group_has_a_row_with_what_it_trains(live: SweepStudy) -> None:
     assert table["trial"].fillna(-1).tolist() == [-1, now]
     assert table["epoch"]["b"] == "1 of 2"
     assert table["progress"]["b"] == 0.5
-    assert table["accuracy"]["b"] == 0.5
+    assert table["value"]["b"] == 0.5
     assert table["speed"]["b"] == 1000.0
     assert table["since"]["b"] == datetime.fromtimestamp(10.0 * now, UTC)
     assert table["configuration"]["b"].startswith("kernels ")

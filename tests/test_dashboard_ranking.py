@@ -208,9 +208,8 @@ def test_the_download_has_the_trials_that_are_shown(page: AppTest, monkeypatch: 
 
 
 def test_everything_can_be_filtered_by_and_has_its_own_label() -> None:
-    blocks = {p.name: p.default[0] for p in parameters() if p.per_block}
-    most = flatten(unflatten({"model.blocks": MAX_BLOCKS} | blocks))
-    most |= {p.name: p.default for p in parameters() if not p.per_block}
+    most = {p.name: p.default for p in parameters() if not p.per_block}
+    most |= {f"{p.name}.{i}": p.default[0] for p in parameters() if p.per_block for i in range(1, MAX_BLOCKS + 1)}
     everything = TrialRecord(0, "COMPLETE", 0.5, most, parameters=1000, train_seconds=2.0)
     labels = filters.labels([everything])
     assert {"value", "parameters", "train_seconds", "model.filters", "model.filters.5"} <= set(labels)
@@ -375,7 +374,7 @@ def test_the_chart_tells_the_front_the_preset_and_the_selected_apart() -> None:
     trials[3] = dataclasses.replace(trials[3], preset="default")
     table = tables.ranking(rank(trials))
     points = pareto.points(table, "parameters", pareto.front(table, "parameters"))
-    spec = charts.accuracy_against_cost(points, pareto.COSTS["parameters"], selected=[1]).to_dict()
+    spec = charts.value_against_cost(points, pareto.COSTS["parameters"], selected=[1]).to_dict()
     (drawn,) = spec["datasets"].values()
     assert {row["trial"]: row["kind"] for row in drawn} == {0: "others", 1: "selected", 2: "front", 3: "preset"}
     assert spec["layer"][1]["encoding"]["color"]["scale"]["domain"] == ["others", "front", "preset", "selected"]

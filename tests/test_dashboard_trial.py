@@ -305,6 +305,20 @@ def test_heat_maps_are_made_of_the_picture_that_is_chosen(page: AppTest) -> None
     assert captions(page)[0] == "it is 0"
 
 
+def test_of_a_network_without_convolutions_the_page_says_that_it_has_none(
+    page: AppTest, experiments: Experiments, digits: ImageData
+) -> None:
+    trial = unflatten({"model.family": "rnn", "model.units": 4})
+    weights = create_model(trial, digits, torch.device("cpu")).state_dict()
+    experiments.checkpoints("kinds").save(WHOLE, Checkpoint(weights, trial, 2, 0.9))
+    analysed(page, WHOLE, "Attention")
+    assert "this network has no convolutions" in page.info[0].value
+    assert len(captions(page)) == 1
+    assert len(page.get("vega_lite_chart")) == 1
+    show(page, WHOLE, "Kernels")
+    assert "there are no kernels to show" in page.info[0].value
+
+
 def test_kernels_are_shown_without_an_analysis_and_their_answers_with_one(page: AppTest) -> None:
     show(page, WHOLE, "Kernels")
     assert "**4 kernels of 3×3**" in texts(page)

@@ -17,7 +17,10 @@ from cluster.cli import app
 from cluster.config import make_config, read_sweep_file
 from tests import checkout
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *(page for folder in ("docs", "examples") for page in sorted((ROOT / folder).rglob("*.md"))),
+]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`(convsweep [^`]*)`")
 COMMAND = re.compile(r"\bconvsweep ([a-z-][^`\n]*)")
@@ -56,7 +59,7 @@ def test_a_command_that_is_shown_can_be_run(file: Path, command: str) -> None:
 
 
 def test_every_command_is_shown_in_the_readme() -> None:
-    shown = {command.split()[0] for file, command in SHOWN if file.name == "README.md"}
+    shown = {command.split()[0] for file, command in SHOWN if file == ROOT / "README.md"}
     assert set(PROGRAM.commands) <= shown
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainer.convnet import Block
 from trainer.hyperparameters import ModelConfig
 from trainer.layers import Layer, describe_layers
-from trainer.model import Block, Classifier, build_model, parameter_count
+from trainer.model import Classifier, build_model, parameter_count
 
 KINDS = {
     "input",

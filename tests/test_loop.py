@@ -7,13 +7,9 @@ to change them.
 from __future__ import annotations
 
 import dataclasses
-import faulthandler
 import itertools
 import json
 import math
-import multiprocessing
-import os
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import f1_score, recall_score
 
+from tests.ranks import on_two_ranks
 from trainer.batches import ImageTensors
 from trainer.data import DataConfig, ImageData, load_data
 from trainer.hyperparameters import TrialConfig, unflatten
@@ -243,6 +241,10 @@ def test_the_validation_scores_are_those_of_the_model_after_the_epoch(digits: Im
     assert metrics[-1].val_loss == pytest.approx(expected, rel=1e-4)
     correct = (evaluation.logits.argmax(1) == evaluation.labels).sum().item()
     assert metrics[-1].val_accuracy == correct / 144
+    macro_f1 = f1_score(evaluation.labels, evaluation.logits.argmax(1), average="macro", zero_division=0.0)
+    assert metrics[-1].macro_f1 == pytest.approx(macro_f1)
+    balanced = recall_score(evaluation.labels, evaluation.logits.argmax(1), average="macro")  # all ten are there
+    assert metrics[-1].balanced_accuracy == pytest.approx(balanced)
 
 
 def test_the_validation_loss_is_without_label_smoothing(digits: ImageData) -> None:
@@ -264,10 +266,10 @@ def test_scoring_leaves_the_model_as_it_was_and_has_no_batches(digits: ImageData
     model = create_model(small(model__batch_norm=True), digits, CPU)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     training, _ = tensors(digits)  # 1,293 images: more than one batch of the evaluation
-    loss, accuracy = score(model, training, build_loss(small().loss), small().training)
+    scores = score(model, training, build_loss(small().loss), small().training)
     evaluation = predict_split(model, training)
-    assert loss == pytest.approx(F.cross_entropy(evaluation.logits, evaluation.labels).item(), rel=1e-4)
-    assert accuracy == (evaluation.logits.argmax(1) == evaluation.labels).sum().item() / 1293
+    assert scores.loss == pytest.approx(F.cross_entropy(evaluation.logits, evaluation.labels).item(), rel=1e-4)
+    assert scores.accuracy == (evaluation.logits.argmax(1) == evaluation.labels).sum().item() / 1293
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -344,39 +346,19 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05},
     "muon": {"optimizer.name": "muon"},
     "whitening": {"model.whitening": True, "augmentation.flip": True, "augmentation.alternating_flip": True},
+    "rnn": {"model.family": "rnn", "model.units": 16, "model.bidirectional": True},
+    "transformer": {"model.family": "transformer", "model.patch_size": 2, "model.heads": 2, "model.head_units": 8},
 }
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def two_ranks(cache: Path, digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two ranks of one process group found, in files: `_rank` says what."""
-    folder = tmp_path_factory.mktemp("ranks")
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    ranks = [context.Process(target=_rank, args=(rank, port, str(cache), folder)) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    waiting = [process for process in ranks if process.is_alive()]
-    for process in waiting:
-        process.kill()
-        process.join()
-    assert not waiting, "a rank waits for the other for ever"
-    assert [process.exitcode for process in ranks] == [0, 0]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    """What the two ranks of one process group found: `work` says what."""
+    return on_two_ranks(work, cache, tmp_path_factory.mktemp("ranks"))
 
 
-def _rank(rank: int, port: int, cache: str, folder: Path) -> None:
-    faulthandler.enable()
+def work(rank: int, cache: str) -> dict[str, Any]:
     data = load_data(DataConfig(data="digits", cache=cache))
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     world: dict[str, Any] = {"rank": rank, "world_size": 2}
     found: dict[str, Any] = {}
     for name, changes in CASES.items():
@@ -386,8 +368,10 @@ def _rank(rank: int, port: int, cache: str, folder: Path) -> None:
     again = score(model, tensors(data)[1], build_loss(small().loss), small().training)
     found["batch norm"] = {
         "buffers": [b.double().sum().item() for b in model.buffers()],
-        "reported": [metrics[-1].val_loss, metrics[-1].val_accuracy],
-        "scored again": again,
+        "reported": [
+            getattr(metrics[-1], field) for field in ("val_loss", "val_accuracy", "macro_f1", "balanced_accuracy")
+        ],
+        "scored again": dataclasses.astuple(again),
     }
     model = create_model(unflatten(SMALL | {"model.dropout": 0.5}), data, CPU)
     list(train(model, small(training__epochs=1), *tensors(data), should_stop=lambda: True, **world))
@@ -409,9 +393,7 @@ def _rank(rank: int, port: int, cache: str, folder: Path) -> None:
     found["interrupted"] = {"steps": position.steps}
     begun += train(model, config, *tensors(data), **several)
     found["interrupted"] |= {"metrics": [m.to_json() for m in begun], "weights": _sums(model)}
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
-    os._exit(0)  # gloo's threads may want the interpreter's lock while it ends, and abort (pytorch/pytorch#179291)
+    return found
 
 
 def _sums(model: Classifier) -> list[float]:
@@ -428,6 +410,8 @@ def test_two_ranks_have_the_losses_of_one(two_ranks: list[dict[str, Any]], digit
             assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-4)
             assert ours.val_loss == pytest.approx(theirs.val_loss, abs=1e-4)
             assert ours.val_accuracy == pytest.approx(theirs.val_accuracy, abs=1.01 / 144)
+            assert ours.macro_f1 == pytest.approx(theirs.macro_f1, abs=0.02)
+            assert ours.balanced_accuracy == pytest.approx(theirs.balanced_accuracy, abs=0.02)
             assert ours.learning_rate == theirs.learning_rate
 
 

@@ -303,6 +303,22 @@ def test_a_group_that_is_added_takes_assignments_as_the_others_do() -> None:
     run(scenario())
 
 
+def test_what_is_held_are_the_groups_that_are_up_and_the_nodes_of_their_ranks() -> None:
+    async def scenario() -> None:
+        mailbox = await mailbox_with(groups="abc")
+        assert await mailbox.held() == (0, 0)
+        for node in ("head", "worker"):
+            await mailbox.join("a", rank=object(), node=node)
+        await mailbox.join("b", rank=object(), node="worker")
+        assert await mailbox.held() == (2, 2)
+        await mailbox.died("a", "the node is gone")
+        assert await mailbox.held() == (1, 1)
+        await mailbox.close("b")
+        assert await mailbox.held() == (0, 0)
+
+    run(scenario())
+
+
 def test_an_assignment_that_is_overtaken_by_the_word_that_no_more_will_come_is_waited_for() -> None:
     async def scenario() -> None:
         mailbox = await mailbox_with(groups="a")

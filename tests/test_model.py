@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.convnet import Whitening
 from trainer.hyperparameters import ModelConfig
-from trainer.model import Classifier, Whitening, build_model, parameter_count
+from trainer.model import Classifier, build_model, parameter_count
 from trainer.presets import preset
 
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid")

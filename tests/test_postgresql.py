@@ -17,8 +17,8 @@ import sqlalchemy
 from cluster import patience
 from cluster.config import make_config
 from cluster.experiments import Experiments
+from cluster.running_trial import RunningTrial
 from cluster.studies import Studies
-from cluster.study import RunningTrial
 from tests.services import PostgreSQL, postgresql
 from trainer.failures import OUT_OF_MEMORY
 from trainer.metrics import EpochMetrics

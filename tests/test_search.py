@@ -53,7 +53,7 @@ class TuneTrial:
 
 
 class Sweep:
-    ours = True
+    ours, is_over = True, False
 
     def __init__(self, folder, groups=1, **settings):
         self.groups = groups
@@ -70,15 +70,18 @@ class Sweep:
             lambda: self.stop_now,
             [self.watcher],
             lambda: self.ours,
+            (lambda: self.is_over) if self.config.time_budget is None else None,
         )
         self.searcher = StudySearcher(self.trials)
         self.scheduler = StudyScheduler(self.trials)
 
-    def report(self, tune_id, epoch=1, accuracy=0.5, error=None, begun_at=100.0, reported_at=101.0, kind=None):
+    def report(
+        self, tune_id, epoch=1, accuracy=0.5, error=None, begun_at=100.0, reported_at=101.0, kind=None, costs=()
+    ):
         metrics = None if error else EpochMetrics(epoch, 1.0, 1.0, accuracy, 0.1, 10.0, 1.0)
         done = error is not None or epoch == self.config.epochs
         log = "host:/a.err" if error else None
-        report = Report("group", metrics, done, begun_at, reported_at, 7, error, kind=kind, log=log)
+        report = Report("group", metrics, done, begun_at, reported_at, 7, error, kind, log, costs=dict(costs))
         result = {"report": report, "done": done}
         if done:  # as Tune does
             self.scheduler.on_trial_complete(None, TuneTrial(tune_id), result)
@@ -203,6 +206,32 @@ def test_a_trial_that_does_not_fit_into_memory_fails_and_says_so_as_a_constraint
     assert not sweep.trials.should_stop()
 
 
+def test_a_trial_over_a_limit_is_pruned_with_its_costs_and_the_reason(tmp_path):
+    sweep = Sweep(tmp_path, constraints=["latency_ms <= 5"], goals=["parameters"], latency_batch=4)
+    costs = {"parameters": 7, "latency_ms": 7.5}
+    sweep.searcher.suggest("a")
+    sweep.report("a", error="latency_ms 7.5 > 5", kind="over a limit", costs=costs, reported_at=100.5)
+    record = sweep.study.read().trial(0)
+    assert (record.state, record.value, record.error, record.infeasible) == ("PRUNED", None, None, "latency_ms 7.5 > 5")
+    assert (record.costs, record.parameters, record.train_seconds, record.group_began) == (costs, 7, 0.5, 100.0)
+    assert sweep.watcher.events == [("started", 0), ("PRUNED", 0)]
+    assert not sweep.trials.should_stop()
+    assert sweep.searcher.suggest("b") == {"trial": 1}
+    costing = sweep.mailbox.posted[0].costing
+    assert (costing.names, [str(limit) for limit in costing.limits], costing.latency_batch) == (
+        ("parameters", "latency_ms"),
+        ["latency_ms <= 5"],
+        4,
+    )
+
+
+def test_the_costs_of_a_trial_are_recorded_with_its_first_epoch(tmp_path):
+    sweep = Sweep(tmp_path, goals=["size_mb"])
+    sweep.searcher.suggest("a")
+    sweep.report("a", 1, costs={"parameters": 7, "size_mb": 0.5})
+    assert sweep.study.read().trial(0).costs == {"parameters": 7, "size_mb": 0.5}
+
+
 def test_a_sweep_that_stops_leaves_its_trials_waiting(sweep):
     sweep.searcher.suggest("a")
     sweep.report("a", 1)
@@ -249,6 +278,21 @@ def test_the_time_that_earlier_runs_took_counts_for_the_time_budget_but_what_had
     trials = Trials(again, sweep.config, lambda: 1, sweep.mailbox, "checkpoints", lambda: False, [])
     assert [trials.next(tune_id).number for tune_id in "bc"] == [0, 1]
     assert trials.next("d") is None
+
+
+def test_once_the_sweep_is_over_what_was_asked_for_still_runs_and_nothing_new(tmp_path):
+    sweep = Sweep(tmp_path, trials=20)
+    sweep.searcher.suggest("a")
+    sweep.is_over = True
+    for epoch in range(1, 5):
+        sweep.report("a", epoch)
+    assert sweep.searcher.suggest("b") == {"trial": 1}
+    assert not sweep.trials.should_stop()
+    for epoch in range(1, 5):
+        sweep.report("b", epoch)
+    assert sweep.searcher.suggest("c") == Searcher.FINISHED
+    assert sweep.mailbox.is_complete == 2
+    assert not sweep.trials.left()
 
 
 def test_the_time_between_trials_is_from_the_last_report_that_counted_to_the_next_begin(tmp_path):

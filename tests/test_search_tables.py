@@ -107,7 +107,7 @@ def test_drawn_trials_are_the_best_and_always_the_same_sample() -> None:
 
 def test_curves_leave_out_what_is_not_finite_and_trials_without_epochs() -> None:
     trials = [record(0, "FAIL", 0.1, math.nan, 0.3), record(1, "WAITING"), record(2, "PRUNED", 0.2)]
-    curves = search_tables.accuracy_curves(trials)
+    curves = search_tables.metric_curves(trials)
     assert curves[["trial", "epoch", "value"]].to_numpy().tolist() == [[0, 1, 0.1], [0, 3, 0.3], [2, 1, 0.2]]
 
 
@@ -243,7 +243,7 @@ def test_parameters_that_no_trial_has_together_have_no_contour() -> None:
 
 
 def test_what_optuna_cannot_draw_is_a_sentence() -> None:
-    def fail(study: optuna.Study, parameters: Sequence[str]) -> NoReturn:
+    def fail(study: optuna.Study, parameters: Sequence[str], value: str) -> NoReturn:
         raise ZeroDivisionError("division by zero")
 
     with pytest.raises(ValueError, match="Optuna cannot draw this: ZeroDivisionError: division by zero"):

@@ -202,6 +202,30 @@ def test_a_trial_that_fails_says_why_and_the_group_goes_on(command, tmp_path):
     assert study.counts()["COMPLETE"] == 8 - len(failed)
 
 
+def test_a_sweep_with_two_goals_finds_the_front_that_optuna_finds_and_keeps_its_weights(command, tmp_path):
+    words = ["--goal", "parameters", "--constraint", "parameters <= 20000", "--keep-checkpoints", 1]
+    words += ["--set", "model.filters=[4, 8, 64]", "--set", "model.blocks=[1, 2]", "--pruner", "none"]
+    out, _ = finish(command("sweep", "--data", "digits", "--trials", 14, "--epochs", 2, "--name", "s", *words))
+    assert "* the front of accuracy, parameters" in out
+    document = json.loads(finish(command("rank", "s", "--json"))[0])
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for theirs in plain_study(tmp_path, "s").trials:
+        costs, state = theirs.user_attrs["costs"], theirs.state
+        values = [theirs.value, costs["parameters"]] if state == optuna.trial.TrialState.COMPLETE else None
+        given = {"state": state, "values": values, "constraints": theirs.constraints}
+        study.add_trial(optuna.trial.create_trial(**given, user_attrs={"number": theirs.number}))
+    front = {t["number"] for t in document["trials"] if t["front"]}
+    assert front == {t.user_attrs["number"] for t in study.best_trials}
+    kept = {int(path.stem.split("-")[1]) for path in (tmp_path / "experiments" / "s" / "checkpoints").iterdir()}
+    assert kept == front | {document["trials"][0]["number"]}
+    over = [t for t in document["trials"] if t["infeasible"]]
+    assert 0 in {t["number"] for t in over}  # the preset
+    assert all((t["state"], t["epochs"], t["value"]) == ("PRUNED", 0, None) for t in over)
+    assert all((t["parameters"] > 20000) == (t in over) for t in document["trials"])
+    cheapest = [t["number"] for t in document["trials"] if t["front"]][-1]
+    finish(command("export", "s", "--trial", cheapest, "--to", "bundle"))
+
+
 def test_a_sweep_whose_first_trials_all_fail_stops_and_says_why(command, tmp_path):
     words = ["--set", "model.padding=valid", "--set", "model.kernel_size=9", "--preset", "none"]
     _, err = finish(
@@ -236,3 +260,27 @@ def test_groups_of_two_ranks_complete_and_prune(command, tmp_path):
     assert counts["COMPLETE"] + counts["PRUNED"] == 8
     assert counts["PRUNED"] >= 1
     assert study.read().timing.groups == 1
+
+
+def test_a_sweep_that_has_spent_its_money_ends_and_says_so(command, tmp_path):
+    words = ["--trials", 1000, "--epochs", 1, "--price-per-node-hour", 3600, "--max-cost", 3, "--tensorboard"]
+    _, err = finish(command("sweep", "--data", "digits", "--name", "s", *words, *NARROW))
+    document = json.loads(finish(command("rank", "s", "--json"))[0])
+    assert document["reason"] in err
+    assert "of 3 for nodes spent after" in document["reason"]
+    spent = document["spent"]
+    assert document["state"] == "FINISHED"
+    assert 0 < spent["trials"] == len(document["trials"]) < 1000
+    assert spent["cost"] == pytest.approx(3600 * spent["node_hours"], abs=0.01)
+    assert 3 <= spent["cost"] < spent["seconds"]  # one node, at one per second, from when its ranks were up
+    event_files = tmp_path / "experiments" / "s" / "tensorboard"
+    assert {folder.name for folder in event_files.iterdir()} == {str(t["number"]) for t in document["trials"]}
+    _, err = finish(command("resume", "s"))
+    assert "nothing left to do. The sweep has ended" in err
+    _, err = finish(command("extend", "s", "--trials", 2), status=2)
+    assert "give it more of that, too, with --max-cost" in err
+    finish(command("extend", "s", "--trials", 2, "--max-cost", 100))
+    after = json.loads(finish(command("rank", "s", "--json"))[0])
+    assert len(after["trials"]) == len(document["trials"]) + 2
+    assert after["spent"]["cost"] > spent["cost"]
+    assert after["reason"] is None

@@ -200,11 +200,11 @@ def test_the_default_of_a_value_per_block_is_for_as_many_blocks() -> None:
 
 
 def test_a_hyperparameter_of_another_version_is_shown_and_said_to_be_one() -> None:
-    rows = trial_tables.configuration(record(config={"model.depth": 7})).set_index("hyperparameter")
-    assert rows.loc["model.depth", ["value", "default", "differs"]].tolist() == ["7", "", True]
-    assert "Not a hyperparameter of this version" in rows.loc["model.depth", "meaning"]
-    with pytest.raises(ValueError, match=r"model\.depth"):
-        trial_tables.model_config(record(config={"model.depth": 7}))
+    rows = trial_tables.configuration(record(config={"model.breadth": 7})).set_index("hyperparameter")
+    assert rows.loc["model.breadth", ["value", "default", "differs"]].tolist() == ["7", "", True]
+    assert "Not a hyperparameter of this version" in rows.loc["model.breadth", "meaning"]
+    with pytest.raises(ValueError, match=r"model\.breadth"):
+        trial_tables.model_config(record(config={"model.breadth": 7}))
 
 
 def test_a_loss_that_is_not_finite_is_missing_in_the_curves() -> None:

@@ -28,7 +28,8 @@ def grad_cam(model: Classifier, image: NDArray[np.uint8], label: int) -> NDArray
     Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) on the outputs of the network's last convolution, which are
     smaller than the image and are enlarged bilinearly: a network with many blocks sees coarsely, and one whose last
     convolution has a single pixel gives one value for all. All zeros when nothing speaks for the class. The model, on
-    the CPU, is put into eval mode; its weights and their gradients stay as they are.
+    the CPU, is put into eval mode; its weights and their gradients stay as they are. Raises ValueError for a network without
+    convolutions.
     """
     import torch
     import torch.nn.functional as F
@@ -52,13 +53,26 @@ def grad_cam(model: Classifier, image: NDArray[np.uint8], label: int) -> NDArray
 
 
 def _last_convolution(model: Classifier) -> nn.Module:
-    """The last convolution of the last block, and not the one in its shortcut, which only passes on what came before."""
+    """The last convolution, and not one in a shortcut, which only passes on what came before; of torchvision's networks the last block.
+
+    Raises ValueError for a network that has none, or none behind its patches.
+    """
     from torch import nn
 
-    from trainer.model import Block
+    from trainer.convnet import Block
+    from trainer.residual import Stage, Unit
+    from trainer.torchvision_nets import Pixels, last_maps
 
-    last_block = [part for part in model.features.children() if isinstance(part, Block)][-1]
-    return [layer for layer in last_block.convolutions if isinstance(layer, nn.Conv2d)][-1]
+    parts = list(model.features.children())
+    if isinstance(parts[0], Pixels):
+        return last_maps(parts[1])
+    blocks = [block for part in parts for block in (part.children() if isinstance(part, Stage) else [part])]
+    with_maps = [block for block in blocks if isinstance(block, Block | Unit)]
+    if not with_maps:
+        raise ValueError(
+            "Grad-CAM shows where the last convolution of a network answers, and this network has no convolutions."
+        )
+    return [layer for layer in with_maps[-1].convolutions if isinstance(layer, nn.Conv2d)][-1]
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:

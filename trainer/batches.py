@@ -10,6 +10,9 @@ from torch import Tensor
 
 from trainer.data import Split
 from trainer.hyperparameters import AugmentationConfig
+from trainer.imbalance import balanced_order, change_probabilities
+from trainer.mixing import Mixture, mix
+from trainer.randaugment import draw_operations, randaugment
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class ImageTensors:
         images = self.images[rows.to(self.images.device)].to(self.device, non_blocking=True)
         return images, self.labels[rows]
 
+    def own_labels(self) -> Tensor:
+        """The label of each of the split's images, `(N,)`, on the CPU."""
+        return self.labels[self.rows].cpu()
+
     def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in the split's order; of several ranks, each gets its own part."""
         for positions in torch.split(torch.arange(rank, len(self), world_size), batch_size):
@@ -60,24 +67,42 @@ class ImageTensors:
         world_size: int = 1,
         mirrored: Tensor | None = None,
         skip: int = 0,
+        sampling: str = "shuffled",
+        classes: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor, int]]:
         """One epoch after its first `skip` batches: augmented images, labels, and the size of the global batch they are part of.
 
         Order and augmentation are drawn for the global batch and then divided, so that the number of ranks changes
         nothing. The last, incomplete batch is left out, unless it is the only one. `mirrored`, bool `(N,)`, says which of
-        the split's images this epoch mirrors, where chance is not to decide it.
+        the split's images this epoch mirrors, where chance is not to decide it. With `sampling` balanced the epoch has every class
+        equally often. Where the augmentation mixes images, there are probabilities of that many `classes` in place of labels.
         """
         steps = steps_per_epoch(len(self), batch_size)
-        order = torch.randperm(len(self), generator=generator)
+        balanced = sampling == "balanced"
+        order = (
+            balanced_order(self.own_labels(), generator) if balanced else torch.randperm(len(self), generator=generator)
+        )
+        height, width = self.images.shape[-2:]
+        probabilities = change_probabilities(self.own_labels()) if augmentation.balanced else None
         for step, positions in enumerate(torch.split(order[: steps * batch_size], batch_size)):
-            draws = Draws.make(len(positions), augmentation, generator)
+            size = len(positions)
+            draws = Draws.make(
+                size, augmentation, generator, None if probabilities is None else probabilities[positions]
+            )
+            mixture = Mixture.draw(augmentation, height, width, generator)
             if step < skip:
                 continue
             if mirrored is not None:
                 draws = replace(draws, flip=mirrored[positions, None])
-            mine = slice(len(positions) * rank // world_size, len(positions) * (rank + 1) // world_size)
-            images, labels = self.select(positions[mine])
-            yield augment(images, augmentation, draws.part(mine, self.device)), labels, len(positions)
+            first, end = size * rank // world_size, size * (rank + 1) // world_size
+            mine: slice | Tensor = slice(first, end)
+            if mixture is not None:  # each image needs the one before it, which may be another rank's
+                mine = torch.arange(first - 1, end) % size
+            images, targets = self.select(positions[mine])
+            images = augment(images, augmentation, draws.part(mine, self.device))
+            if mixture is not None:
+                images, targets = mix(images, targets, mixture, classes)
+            yield images, targets, size
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -87,31 +112,57 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers that augment a batch, each `(N, 1)`: what was drawn for one image stays with it."""
+    """The random numbers that augment a batch, each `(N, 1)`: what was drawn for one image stays with it.
+
+    `operations`, `(N, count)`, are RandAugment's if there are any, and `changed` says which images are changed at all; None: all.
+    """
 
     flip: Tensor
     shift: Tensor
     cutout: Tensor
+    operations: Tensor | None = None
+    changed: Tensor | None = None
 
     @classmethod
-    def make(cls, size: int, config: AugmentationConfig, generator: torch.Generator) -> Draws:
-        """Draws for `size` images: whether to flip, how far to shift (pixels), where to cut (shares of the image)."""
+    def make(
+        cls,
+        size: int,
+        config: AugmentationConfig,
+        generator: torch.Generator,
+        probabilities: Tensor | None = None,
+    ) -> Draws:
+        """Draws for `size` images: whether to flip, how far to shift (pixels), where to cut (shares of the image).
+
+        `probabilities` `(N,)` say how probably each image is changed, if that is to be drawn too.
+        """
         return cls(
             flip=torch.rand(size, 1, generator=generator) < (0.5 if config.flip else 0.0),
             shift=torch.randint(-config.shift, config.shift + 1, (size, 2), generator=generator),
             cutout=torch.rand(size, 2, generator=generator),
+            # From here on only where it is asked for: without it the numbers of the next batch are what they always were.
+            operations=draw_operations(size, config.randaugment, generator) if config.randaugment else None,
+            changed=None
+            if probabilities is None
+            else torch.rand(size, 1, generator=generator) < probabilities[:, None],
         )
 
-    def part(self, rows: slice, device: torch.device) -> Draws:
-        """The draws of some of the images, on the device."""
-        return Draws(*(t[rows].to(device, non_blocking=True) for t in (self.flip, self.shift, self.cutout)))
+    def part(self, rows: slice | Tensor, device: torch.device) -> Draws:
+        """The draws of some of the images, on the device, but for the operations: what they do is decided on the CPU."""
+        flip, shift, cut = (t[rows].to(device, non_blocking=True) for t in (self.flip, self.shift, self.cutout))
+        changed = None if self.changed is None else self.changed[rows].to(device, non_blocking=True)
+        return Draws(flip, shift, cut, None if self.operations is None else self.operations[rows], changed)
 
 
 def augment(images: Tensor, config: AugmentationConfig, draws: Draws) -> Tensor:
     """The images changed as the draws say; uint8 `(N, C, H, W)` in and out."""
+    before = images
     if config.flip or config.shift:
         images = flip_and_shift(images, draws.flip, draws.shift)
-    return cutout(images, config.cutout, draws.cutout) if config.cutout else images
+    if draws.operations is not None:
+        images = randaugment(images, draws.operations, config.magnitude)
+    if config.cutout:
+        images = cutout(images, config.cutout, draws.cutout)
+    return images if draws.changed is None else torch.where(draws.changed[:, :, None, None], images, before)
 
 
 def flip_and_shift(images: Tensor, flip: Tensor, shift: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 from trainer.batches import ImageTensors
 from trainer.data import ImageData
 from trainer.evaluation import Scores
+from trainer.fold_scores import FoldFigures
 from trainer.hyperparameters import ModelConfig, TrialConfig, flatten, unflatten
 from trainer.images import name_of, read_image, to_image
 from trainer.model import Classifier, build_model
 from trainer.model_card import model_card
+from trainer.seed_figures import SeedFigures
 
 FORMAT = 1
 FILES = ("model.pt2", "weights.safetensors", "config.json", "classes.json", "metrics.json", "README.md")
@@ -39,12 +42,19 @@ MAX_SIDE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where an exported model comes from, for its card: the sweep and its trial, or a single training."""
+    """Where an exported model comes from, for its card: the sweep and its trial, or a single training.
+
+    A `final` model was trained on the validation images too, with several `seeds` if the sweep was confirmed. `folds` are the trial's
+    values where it was cross-validated.
+    """
 
     sweep: str | None
     trial: int | None
     epochs: int
     command: str
+    final: bool = False
+    seeds: SeedFigures | None = None
+    folds: FoldFigures | None = None
 
 
 def check_target(folder: Path) -> None:
@@ -121,9 +131,15 @@ def write_bundle(
             "epochs": origin.epochs,
             "sweep": origin.sweep,
             "trial": origin.trial,
+            "final": origin.final,
+            "seeds": asdict(origin.seeds) if origin.seeds else None,
         }
+        if origin.folds is not None:
+            metrics["folds"] = origin.folds.to_json()
         _write_json(temporary / "metrics.json", metrics)
-        card = model_card(model, config, data, scores, latency, origin.command)
+        card = model_card(
+            model, config, data, scores, latency, origin.command, origin.final, origin.seeds, origin.folds
+        )
         (temporary / "README.md").write_text(card)
         _write_samples(temporary / SAMPLES, data, samples)
         temporary.chmod(0o755)
@@ -137,7 +153,11 @@ def write_bundle(
 
 def _export(live: Probabilities, image_shape: tuple[int, int, int], path: Path) -> None:
     example = torch.zeros(2, *image_shape, dtype=torch.uint8)
-    program = torch.export.export(live, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with (
+        warnings.catch_warnings()
+    ):  # a recurrent layer has its weights in a list as well, which export changes and puts right
+        warnings.filterwarnings("ignore", r"The tensor attributes .*_flat_weights")
+        program = torch.export.export(live, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path)
 
 

@@ -81,6 +81,13 @@ class CheckpointStore:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"The checkpoint {self._path(trial)!r} is damaged ({reason}).") from error
 
+    def configuration(self, trial: int) -> TrialConfig | None:
+        """That of the trial's checkpoint, without its weights being read; None when there is no whole one."""
+        try:
+            return unflatten(json.loads(self._read_header(trial)["config"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            return None
+
     def save_state(self, trial: int, content: bytes) -> None:
         """Write the state that the trial's training goes on from, in place of its last one. Raises OSError."""
         self._write(self._state_path(trial), content)
@@ -93,7 +100,10 @@ class CheckpointStore:
             return None
 
     def kernels(self, trial: int) -> NDArray[np.float32] | None:
-        """The weights `(F, C, k, k)` of the network's first convolution, or None when the trial has no checkpoint."""
+        """The weights `(F, C, k, k)` of the network's first convolution, or None when the trial has no checkpoint.
+
+        Raises ValueError for a network without convolutions.
+        """
         import safetensors.numpy
 
         try:
@@ -101,7 +111,13 @@ class CheckpointStore:
         except FileNotFoundError:
             return None
         # The image's mean and standard deviation, which lie outside the features, have four dimensions too.
-        kernels = [name for name, w in weights.items() if name.startswith("features.") and w.ndim == 4]
+        kernels = [
+            name
+            for name, w in weights.items()
+            if name.startswith("features.") and name.endswith("weight") and w.ndim == 4
+        ]
+        if not kernels:
+            raise ValueError("The network of this trial has no convolutions, so there are no kernels to show.")
         return weights[min(kernels, key=_forward_order)].astype(np.float32)
 
     def save_analysis(self, trial: int, content: bytes, epoch: int | None = None) -> bool:
@@ -111,9 +127,7 @@ class CheckpointStore:
         better weights while the last ones are analysed. Raises OSError when the storage cannot be written.
         """
         try:
-            with self._files.open_input_stream(self._path(trial)) as stream:
-                length = stream.read(8)
-                present = int(_header(length + stream.read(int.from_bytes(length, "little")))["epoch"])
+            present = int(self._read_header(trial)["epoch"])
         except FileNotFoundError:
             return False
         if epoch not in (None, present):
@@ -160,6 +174,11 @@ class CheckpointStore:
         """Remove these of the files that `surplus` gave."""
         for path in files:
             self._remove(path)
+
+    def _read_header(self, trial: int) -> Mapping[str, Any]:
+        with self._files.open_input_stream(self._path(trial)) as stream:
+            length = stream.read(8)
+            return _header(length + stream.read(int.from_bytes(length, "little")))
 
     def _listed(self) -> list[fs.FileInfo]:
         return list(self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True)))
@@ -213,8 +232,9 @@ def _header(content: bytes) -> Mapping[str, Any]:
 
 
 def _forward_order(name: str) -> list[tuple[int, str]]:
-    """Sorts the features' weights as the forward pass uses them: `features.2.` before `features.10.`."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
+    """Sorts the features' weights as the forward pass uses them: `features.2.` before `features.10.`, a stem before all else."""
+    parts = ["" if part == "stem" else part for part in name.split(".")]
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 
 def open_storage(uri: str) -> tuple[fs.FileSystem, str]:

@@ -11,17 +11,18 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True)
 class OneOf:
-    """Any of `values`; all of them are searched unless `search` names fewer."""
+    """Any of `values`; all of them are searched unless `search` names fewer. Many are told in `words` rather than one by one."""
 
     values: tuple[Value, ...]
     search: tuple[Value, ...] | None = None
+    words: str | None = None
 
     def allows(self, value: Value) -> bool:
         """Whether `value` is one of the values, type included (True is not 1)."""
         return any(value == v and type(value) is type(v) for v in self.values)
 
     def __str__(self) -> str:
-        return "one of " + ", ".join(map(str, self.values))
+        return "one of " + (self.words or ", ".join(map(str, self.values)))
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,17 @@ Domain = OneOf | Between
 
 @dataclass(frozen=True)
 class When:
-    """The condition under which a hyperparameter has an effect: another one has one of these values."""
+    """The condition under which a hyperparameter has an effect: another one, which has an effect itself, has one of these values.
+
+    Many values are told in `words` rather than one by one.
+    """
 
     name: str
     values: tuple[Value, ...]
+    words: str | None = None
+
+    def __str__(self) -> str:
+        return self.words or " or ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in self.values)
 
 
 @dataclass(frozen=True)

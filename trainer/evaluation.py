@@ -39,6 +39,18 @@ class Scores:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class EpochScores:
+    """A model's scores on the validation split after an epoch. A class without images has no part in them, but for its macro-F1
+    where images were taken for it.
+    """
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+    balanced_accuracy: float
+
+
 @dataclass(frozen=True, eq=False)
 class ClassScores:
     """Each class's scores: float64 `(classes,)`, and `support`, int64 `(classes,)`, the images of the class.
@@ -99,6 +111,17 @@ def class_scores(confusion: NDArray[np.int64]) -> ClassScores:
         recall=hits / np.maximum(support, 1),
         f1=2 * hits / np.maximum(support + predicted, 1),
         support=support,
+    )
+
+
+def epoch_scores(loss: float, confusion: NDArray[np.int64]) -> EpochScores:
+    """The scores from the mean loss and the confusion matrix `(classes, classes)`, as scikit-learn has them."""
+    classes, predicted = class_scores(confusion), confusion.sum(0)
+    return EpochScores(
+        loss=loss,
+        accuracy=float(confusion.trace() / confusion.sum()),
+        macro_f1=float(classes.f1[(classes.support + predicted) > 0].mean()),
+        balanced_accuracy=float(classes.recall[classes.support > 0].mean()),
     )
 
 

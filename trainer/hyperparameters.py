@@ -1,7 +1,7 @@
 """Every hyperparameter of a trial, declared once: type, default, domain, condition and meaning.
 
 The search space, the overrides of the YAML file and of the command line, the leaderboard's columns, the model card and
-the tables in the documentation are all derived from the fields below by `parameters()`.
+the tables in the documentation are all derived from the fields below, and those of `trainer/model_config.py`, by `parameters()`.
 """
 
 from __future__ import annotations
@@ -14,60 +14,9 @@ from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from trainer.domains import Between, ByValue, Doc, Domain, OneOf, PerBlock, Value, When
-
-FLAG = OneOf((False, True))
-MAX_BLOCKS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The network: `blocks` blocks of convolutions, a head, and the classifier."""
-
-    blocks: Annotated[int, Between(1, MAX_BLOCKS, 1, search=(2, 3, 4)), Doc("blocks of convolutions")] = 3
-    kernel_size: Annotated[
-        tuple[int, ...], PerBlock(), Between(1, 15, 2, search=(3, 5, 7)), Doc("width and height of the kernels, pixels")
-    ] = (3, 3, 3)
-    filters: Annotated[
-        tuple[int, ...], PerBlock(), Between(1, 2048, 1, search=(16, 32, 64)), Doc("filters of each convolution")
-    ] = (32, 64, 64)
-    convolutions: Annotated[int, OneOf((1, 2)), Doc("convolutions in each block")] = 1
-    padding: Annotated[
-        str, OneOf(("same", "valid"), ("same",)), Doc("pad so that the size stays, or use only whole windows")
-    ] = "same"
-    activation: Annotated[
-        str,
-        OneOf(("relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid"), ("relu", "leaky_relu", "gelu", "silu")),
-        Doc("activation function of all layers"),
-    ] = "relu"
-    pooling: Annotated[str, OneOf(("max", "average")), Doc("2x2 pooling at the end of a block")] = "max"
-    pool_position: Annotated[
-        str,
-        OneOf(("last", "first")),
-        When("model.convolutions", (2,)),
-        Doc("which of a block's two convolutions is pooled; after the first, the second one is four times as fast"),
-    ] = "last"
-    pool_last: Annotated[bool, OneOf((True, False), (True,)), Doc("the last block pools too")] = True
-    whitening: Annotated[
-        bool, FLAG, Doc("a first layer of fixed 2x2 kernels that decorrelate neighbouring pixels and colours")
-    ] = False
-    batch_norm: Annotated[bool, FLAG, Doc("batch normalisation after each convolution")] = True
-    residual: Annotated[
-        bool, FLAG, When("model.padding", ("same",)), Doc("a shortcut around each block's convolutions")
-    ] = False
-    head: Annotated[
-        str,
-        OneOf(("flatten", "average", "max"), ("flatten", "max")),
-        Doc("how the last feature maps become a vector: flattened, or pooled over all pixels"),
-    ] = "flatten"
-    dense_units: Annotated[
-        int, Between(0, 4096, 1, search=(0, 64, 128)), Doc("units of the hidden dense layer; 0: none")
-    ] = 64
-    dropout: Annotated[float, Between(0.0, 0.9, search=Between(0.0, 0.5)), Doc("dropout before the classifier")] = 0.0
-    test_time_flip: Annotated[
-        bool,
-        OneOf((False, True), (False,)),
-        Doc("judge an image together with its mirror image: the mean of both logits"),
-    ] = False
+from trainer.model_config import FLAG as FLAG
+from trainer.model_config import MAX_BLOCKS as MAX_BLOCKS
+from trainer.model_config import ModelConfig as ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +34,15 @@ class AugmentationConfig:
         int, Between(0, 64, 1, search=(0, 1, 2, 4)), Doc("random shift by up to this many pixels, edges reflected")
     ] = 0
     cutout: Annotated[int, Between(0, 224, 1, search=(0, 4, 8)), Doc("side of a random square set to the mean")] = 0
+    randaugment: Annotated[int, Between(0, 4, 1, search=()), Doc("RandAugment's operations per image; 0: none")] = 0
+    magnitude: Annotated[
+        int, Between(0, 30, 1, search=()), When("augmentation.randaugment", (1, 2, 3, 4)), Doc("RandAugment's strength")
+    ] = 9
+    mixup: Annotated[float, Between(0.0, 10.0, search=()), Doc("alpha of mixup, which blends pairs; 0: none")] = 0.0
+    cutmix: Annotated[float, Between(0.0, 10.0, search=()), Doc("alpha of CutMix, which pastes parts; 0: none")] = 0.0
+    balanced: Annotated[
+        bool, OneOf((False, True), ()), Doc("change an image with the probability (rarest class / its class) ** 0.5")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +64,17 @@ class LossConfig:
         When("loss.name", ("focal",)),
         Doc("how much the focal loss favours hard images"),
     ] = 2.0
+    class_weights: Annotated[
+        str, OneOf(("none", "inverse", "effective"), ()), Doc("images of rare classes count for more in the loss")
+    ] = "none"
+    effective_beta: Annotated[
+        float,
+        Between(0.0, 0.999999, search=()),
+        When("loss.class_weights", ("effective",)),
+        Doc("what each further image of a class adds, against the one before it"),
+    ] = 0.999
+    l1: Annotated[float, Between(0.0, 1.0, search=()), Doc("penalty: this times the sum of the absolute weights")] = 0.0
+    l2: Annotated[float, Between(0.0, 1.0, search=()), Doc("penalty: this times the sum of the squared weights")] = 0.0
 
 
 _LEARNING_RATES = ByValue(
@@ -135,6 +104,7 @@ class OptimizerConfig:
     weight_decay: Annotated[
         float, Between(0.0, 10.0, log=True, search=Between(1e-6, 1e-2, log=True)), Doc("weight decay")
     ] = 0.0
+    clip_norm: Annotated[float, Between(0.0, 1000.0, search=()), Doc("longest gradient of all weights; 0: any")] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +118,12 @@ class ScheduleConfig:
         When("schedule.name", ("one_cycle",)),
         Doc("share of the steps in which the learning rate rises to its peak"),
     ] = 0.2
+    warmup: Annotated[
+        float,
+        Between(0.0, 0.9, search=()),
+        When("schedule.name", ("constant", "cosine")),
+        Doc("share of the steps in which the learning rate first rises to its peak"),
+    ] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +134,11 @@ class TrainingConfig:
         int, Between(1, 65536, 1, search=(64, 128, 256)), Doc("images per step, over all ranks together")
     ] = 128
     epochs: Annotated[int, Between(1, 100_000, 1, search=()), Doc("passes over the training split")] = 10
+    patience: Annotated[int, Between(0, 9999, 1, search=()), Doc("epochs without gain before it ends; 0: any")] = 0
+    sampling: Annotated[
+        str, OneOf(("shuffled", "balanced"), ()), Doc("an epoch has each image once, or each class equally often")
+    ] = "shuffled"
+    ema: Annotated[float, Between(0.0, 0.99999, search=()), Doc("decay of the weights' moving average; 0: none")] = 0.0
     precision: Annotated[
         str,
         OneOf(("auto", "float32", "bfloat16"), ()),
@@ -337,11 +318,10 @@ def refuse_without_effect(given: Iterable[str], config: TrialConfig) -> None:
     for name in given:
         condition = parameter(name).condition
         if condition is not None and not parameter(name).is_active(flat):
-            needed = " or ".join(
-                str(value).lower() if isinstance(value, bool) else str(value) for value in condition.values
-            )
             found = flat.get(condition.name, "without effect")
-            raise ValueError(f"{name} has an effect only with {condition.name} = {needed}, but here that is {found}.")
+            raise ValueError(
+                f"{name} has an effect only with {condition.name} = {condition}, but here that is {found}."
+            )
 
 
 def describe(config: TrialConfig) -> Iterator[tuple[str, Value, str]]:
@@ -357,7 +337,19 @@ def in_short(flat: Mapping[str, Value]) -> str:
         values = [v for key, v in flat.items() if key == name or key.rpartition(".")[0] == name]
         return "-".join(f"{v:.2g}" if isinstance(v, float) else str(v) for v in values)
 
-    return (
-        f"kernels {of('model.kernel_size')}, filters {of('model.filters')}, {of('model.activation')}, "
-        f"{of('optimizer.name')} {of('optimizer.learning_rate')}, batch {of('training.batch_size')}"
-    )
+    family = flat.get("model.family", "convnet")  # there was no other one before there were families
+    convolutions = f"kernels {of('model.kernel_size')}, filters {of('model.filters')}, {of('model.activation')}"
+    if family == "convnet":
+        network = convolutions
+    elif family == "resnet":
+        network = f"resnet {of('model.depth')}, {convolutions}"
+    elif family == "rnn":
+        both = ", both ways" if flat.get("model.bidirectional") else ""
+        network = f"rnn {of('model.cell')}, {of('model.layers')} x {of('model.units')} units{both}"
+    elif family == "transformer":
+        size, layers = of("model.patch_size"), of("model.layers")
+        heads = f"{of('model.heads')} x {of('model.head_units')}"
+        network = f"transformer, patches {size}x{size}, layers {layers}, heads {heads}, {of('model.positions')}"
+    else:
+        network = f"{family}, pretrained" if flat.get("model.pretrained") else str(family)
+    return f"{network}, {of('optimizer.name')} {of('optimizer.learning_rate')}, batch {of('training.batch_size')}"

@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from trainer.costs import Costing
 from trainer.data import DataConfig
 from trainer.failures import NO_GROUP, kind_of
+from trainer.gradients import Gradients
 from trainer.hyperparameters import TrialConfig
 from trainer.metrics import EpochMetrics
 from trainer.waiting import Waiting
@@ -26,7 +28,10 @@ class Assignment:
 
     `begun` says that it has been trained before: it goes on from the state that is there. After the death of its processes it is
     begun again up to `max_retries` times, by whichever group is free; that a node was taken away with notice does not count. It
-    has failed when no epoch ends within `epoch_timeout` seconds.
+    has failed when no epoch ends within `epoch_timeout` seconds. Its best epoch is that by `metric`, and `costing` says what is
+    measured of its network before the first one. A `final` one is trained on
+    training and validation images together, and keeps the weights of its last epoch, with the value 0: there is nothing to score
+    an epoch on. With more than one of `folds` it is trained once for each of them, and keeps the best epoch of the first.
     """
 
     trial: int
@@ -36,16 +41,26 @@ class Assignment:
     begun: bool = False
     max_retries: int = 2
     epoch_timeout: float | None = None
+    metric: str = "accuracy"
+    final: bool = False
+    folds: int = 1
+    costing: Costing = field(default_factory=Costing)
+
+    @property
+    def fold_numbers(self) -> range:
+        """Those of its folds, from 1; 0 alone where the images are divided once."""
+        return range(1, self.folds + 1) if self.folds > 1 else range(1)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a group says after an epoch, or instead of one: `error` is why the trial cannot go on, `kind` (OUT_OF_MEMORY, STORAGE or
-    NO_GROUP) says of some errors what they are.
+    """What a group says after an epoch, or instead of one: `error` is why the trial cannot go on, `kind` (OUT_OF_MEMORY, STORAGE,
+    NO_GROUP or OVER_LIMIT) says of some errors what they are.
 
     `begun_at` and `reported_at` are times of day (seconds since 1970) by the clock of the group's first rank: when it took
     the trial and when it said this; `earlier` are the seconds that the trial had been trained before. `done` marks the trial's last
-    report. `log` is where more about an error is, host:path, and `after` the number of epochs before it.
+    report, `ends_fold` that of its last epoch or of a fold's. `log` is where more about an error is, host:path, and `after` the number
+    of epochs before it. `costs` are those that were to be measured, `gradients` have one epoch.
     """
 
     group: str
@@ -59,6 +74,9 @@ class Report:
     log: str | None = None
     earlier: float = 0.0
     after: int = 0
+    ends_fold: bool = False
+    costs: Mapping[str, float] = field(default_factory=dict)
+    gradients: Gradients | None = None
 
     @property
     def seconds(self) -> float:
@@ -104,6 +122,11 @@ class Mailbox:
         going_on = [members for members in self._groups.values() if not members.closed]
         up = sum(bool(members.ranks) for members in going_on)
         return up, len(going_on), bool(self._queue) or not self._has_all
+
+    async def held(self) -> tuple[int, int]:
+        """How many groups are up, and on how many nodes their ranks are."""
+        up = [members for members in self._groups.values() if members.ranks and not members.closed]
+        return len(up), len(set[str]().union(*(members.nodes for members in up)))
 
     async def no_more(self, posted: int) -> None:
         """After that many, which may still be on their way, no assignment is handed in any more.

@@ -1,31 +1,32 @@
-"""The network family, built from a `ModelConfig`: blocks of convolutions, a head and a linear classifier."""
+"""A trial's network, built from a `ModelConfig`: the features that its family makes of images, and a linear classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from trainer.hyperparameters import ModelConfig
+from trainer import convnet, recurrent, residual, torchvision_nets, transformer
+from trainer.model_config import ModelConfig
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
+_FAMILIES: dict[str, Callable[[ModelConfig, tuple[int, int, int]], tuple[list[nn.Module], int]]] = {
+    "convnet": convnet.build,
+    "resnet": residual.build,
+    "rnn": recurrent.build,
+    "transformer": transformer.build,
 }
+"""The layers before the classifier, for images (C, H, W), and the units that they end with. All others are torchvision's."""
 
 
 class Classifier(nn.Module):
-    """A convolutional network that takes raw images and gives logits.
+    """A network that takes raw images and gives logits.
 
     In: uint8 `(N, C, H, W)`, 0 to 255. Out: float `(N, classes)`. The normalisation by the data's `mean` and `std` (per
     channel, in units of 0 to 255) is part of the network, so that a model cannot be used without it. With
     `test_time_flip`, out of training, the logits are the mean of those of the image and of its mirror image.
+    `has_maps` says whether it has convolutions, which are faster with the channels last in memory.
     """
 
     mean: Tensor
@@ -45,6 +46,21 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
         self.features = features
         self.classifier = classifier
+        self.has_maps = any(isinstance(part, nn.Conv2d) for part in features.modules())
+        self._frozen = False
+
+    def freeze(self, frozen: bool) -> None:
+        """Train the classifier alone from now on, and leave the features as in evaluation, or train all of them again."""
+        if frozen != self._frozen:
+            self.features.requires_grad_(not frozen)
+            self._frozen = frozen
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every module; what is frozen stays in evaluation, so that batch normalisation counts nothing there."""
+        super().train(mode)
+        if self._frozen:
+            self.features.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, classes)` of uint8 images `(N, C, H, W)`."""
@@ -57,95 +73,14 @@ class Classifier(nn.Module):
         return cast(Tensor, self.classifier(self.features(self._normalized(images))))
 
     def _normalized(self, images: Tensor) -> Tensor:
-        pixels = images.to(torch.float32, memory_format=torch.channels_last)
+        order = torch.channels_last if self.has_maps else torch.contiguous_format
+        pixels = images.to(torch.float32, memory_format=order)
         return (pixels - self.mean) / self.std
 
     def fit_whitening(self, images: Tensor) -> None:
         """Set the kernels of the whitening layer, which the network must have, by uint8 `images` `(N, C, H, W)`."""
-        [layer] = [part for part in self.features.children() if isinstance(part, Whitening)]
+        [layer] = [part for part in self.features.children() if isinstance(part, convnet.Whitening)]
         layer.fit(self._normalized(images))
-
-
-class Whitening(nn.Module):
-    """A convolution whose fixed kernels make neighbouring pixels and colours uncorrelated and equally strong; activation.
-
-    There are two kernels, w and -w, for each of the 4C principal directions of 2x2 pixels, so that no activation loses a sign. It
-    spares the network the first epochs, in which it would find such kernels itself (Page 2019, "How to train your ResNet
-    8"; Jordan 2024, arXiv:2404.00498). Until `fit` the kernels are random; they have no gradient.
-    """
-
-    def __init__(self, channels: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(channels, 8 * channels, 2, bias=False).requires_grad_(False)
-        self.activation = activation
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """`(N, C, H, W)` to `(N, 8C, H - 1, W - 1)`."""
-        return cast(Tensor, self.activation(self.convolution(maps)))
-
-    def fit(self, images: Tensor) -> None:
-        """Set the kernels by normalised images `(N, C, H, W)`."""
-        patches = nn.functional.unfold(images, 2).transpose(1, 2).flatten(0, 1).double()
-        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        kernels = (directions / (variances + _LEAST_VARIANCE).sqrt()).T.flip(0).float()
-        weight = self.convolution.weight
-        with torch.no_grad():
-            weight.copy_(torch.cat([kernels, -kernels]).view_as(weight))
-
-
-_LEAST_VARIANCE = 5e-4
-"""Added to the variances of normalised patches, so that directions without any are not blown up. Jordan's value."""
-
-
-class Block(nn.Module):
-    """Convolution - pooling - normalisation - activation; with two convolutions, only one of them is pooled.
-
-    Pooling comes before normalisation and activation, which then work on a quarter of the pixels. With a shortcut, the
-    block's input is added to its last normalised convolution (through a 1x1 convolution where the filters differ).
-    """
-
-    def __init__(self, config: ModelConfig, channels: int, filters: int, kernel_size: int, pool: bool) -> None:
-        super().__init__()
-        padding = kernel_size // 2 if config.padding == "same" else 0
-        activation = _ACTIVATIONS[config.activation]
-        pooling = nn.MaxPool2d(2) if config.pooling == "max" else nn.AvgPool2d(2)
-        layers: list[nn.Module] = []
-        pooled = 0 if config.pool_position == "first" else config.convolutions - 1
-        for i in range(config.convolutions):
-            last = i == config.convolutions - 1
-            inputs = channels if i == 0 else filters
-            layers.append(nn.Conv2d(inputs, filters, kernel_size, padding=padding, bias=not config.batch_norm))
-            if i == pooled and pool:
-                layers.append(pooling)
-            if config.batch_norm:
-                layers.append(nn.BatchNorm2d(filters))
-            if not last:
-                layers.append(activation())
-        self.convolutions = nn.Sequential(*layers)
-        self.shortcut: nn.Module | None = None
-        if config.residual and config.padding == "same":
-            matched = nn.Identity() if channels == filters else nn.Conv2d(channels, filters, 1, bias=False)
-            self.shortcut = nn.Sequential(matched, pooling) if pool else matched
-        self.activation = activation()
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """`(N, channels, H, W)` to `(N, filters, H', W')`."""
-        out = self.convolutions(maps)
-        if self.shortcut is not None:
-            out = out + self.shortcut(maps)
-        return cast(Tensor, self.activation(out))
-
-
-class GlobalPool(nn.Module):
-    """The mean or the maximum over all pixels: `(N, F, H, W)` to `(N, F)`."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """`(N, F, H, W)` to `(N, F)`."""
-        return maps.mean((2, 3)) if self.kind == "average" else maps.amax((2, 3))
 
 
 def build_model(
@@ -153,47 +88,16 @@ def build_model(
 ) -> Classifier:
     """The network for images of `image_shape` = (C, H, W) and that many classes, with random weights.
 
-    A block pools while the image has at least two pixels each way. Raises ValueError when a kernel with `valid` padding
-    is larger than what is left of the image.
+    One that is to be pretrained is normalised by ImageNet's mean and deviation instead. Raises ValueError when the images are too
+    small for the network.
     """
-    channels, height, width = image_shape
-    layers: list[nn.Module] = []
-    if config.whitening:
-        if min(height, width) < 2:
-            raise ValueError(f"model.whitening needs images of at least 2x2 pixels, but they have {height}x{width}.")
-        layers.append(Whitening(channels, _ACTIVATIONS[config.activation]()))
-        channels, height, width = 8 * channels, height - 1, width - 1
-    for i, (kernel_size, filters) in enumerate(zip(config.kernel_size, config.filters, strict=True)):
-        may_pool = config.pool_last or i < config.blocks - 1
-        pool, size = _pooled(config, kernel_size, may_pool, (height, width))
-        if min(size) < 1:
-            raise ValueError(
-                f"model.kernel_size.{i + 1} = {kernel_size} with model.padding = valid does not fit into the {height}x{width} "
-                f"pixels that block {i + 1} gets: use padding same, fewer blocks or larger images."
-            )
-        layers.append(Block(config, channels, filters, kernel_size, pool))
-        channels, (height, width) = filters, size
-    layers.append(nn.Flatten() if config.head == "flatten" else GlobalPool(config.head))
-    inputs = channels * height * width if config.head == "flatten" else channels
-    if config.dense_units:
-        layers += [nn.Linear(inputs, config.dense_units), _ACTIVATIONS[config.activation]()]
-        inputs = config.dense_units
+    layers, units = _FAMILIES.get(config.family, torchvision_nets.build)(config, image_shape)
     if config.dropout:
         layers.append(nn.Dropout(config.dropout))
-    model = Classifier(nn.Sequential(*layers), nn.Linear(inputs, classes), mean, std, config.test_time_flip)
-    return model.to(memory_format=torch.channels_last)
-
-
-def _pooled(config: ModelConfig, kernel_size: int, pool: bool, size: tuple[int, int]) -> tuple[bool, tuple[int, int]]:
-    """Whether a block pools that may `pool`, and the size (H, W) of its output; below 1 where its kernels do not fit."""
-    lost = 0 if config.padding == "same" else kernel_size - 1
-    before = 1 if config.pool_position == "first" else config.convolutions
-    height, width = (side - before * lost for side in size)
-    pool = pool and min(height, width) >= 2
-    if pool:
-        height, width = height // 2, width // 2
-    after = config.convolutions - before
-    return pool, (height - after * lost, width - after * lost)
+    if config.is_pretrained:
+        mean, std = torchvision_nets.MEAN, torchvision_nets.STD
+    model = Classifier(nn.Sequential(*layers), nn.Linear(units, classes), mean, std, config.test_time_flip)
+    return model.to(memory_format=torch.channels_last) if model.has_maps else model
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -9,8 +9,10 @@ import torch
 
 from trainer.data import ImageData
 from trainer.evaluation import Scores
-from trainer.hyperparameters import TrialConfig, describe
+from trainer.fold_scores import FoldFigures
+from trainer.hyperparameters import ModelConfig, TrialConfig, describe
 from trainer.model import Classifier, parameter_count
+from trainer.seed_figures import SeedFigures
 
 
 def model_card(
@@ -20,8 +22,11 @@ def model_card(
     scores: Mapping[str, Scores],
     latency: Mapping[str, float],
     command: str,
+    final: bool = False,
+    seeds: SeedFigures | None = None,
+    folds: FoldFigures | None = None,
 ) -> str:
-    """The card in Markdown."""
+    """The card in Markdown. A `final` model was trained on the validation images too, and is scored on the test split alone."""
     channels, height, width = data.image_shape
     colour = "RGB" if channels == 3 else "gray"
     mode = "RGB" if channels == 3 else "L"
@@ -29,7 +34,7 @@ def model_card(
         f"| {split} | {s.images:,} | {s.accuracy:.4f} | {s.macro_f1:.4f} | {s.loss:.4f} | {s.calibration_error:.4f} |"
         for split, s in scores.items()
     )
-    worst = _worst_classes(list(scores.values())[-1], data.classes)
+    worst = _worst_classes(list(scores.values())[-1], data.classes) if scores else "nobody knows"
     hyperparameters = "\n".join(f"| `{name}` | {value} | {doc} |" for name, value, doc in describe(config))
     transposed = (
         "pixels = numpy.asarray(image)[None, None]"
@@ -39,7 +44,7 @@ def model_card(
     speed = ", ".join(f"{name}: {value:.2f} ms" for name, value in latency.items())
     return f"""# A classifier for {data.name}
 
-A convolutional network that tells {len(data.classes)} classes apart in {colour} images of {width}x{height} pixels:
+{_kind(config.model)} that tells {len(data.classes)} classes apart in {colour} images of {width}x{height} pixels:
 {", ".join(data.classes[:50])}{" ..." if len(data.classes) > 50 else ""}.
 
 It was found and trained by convsweep. It has {parameter_count(model):,} parameters. Latency on {platform.processor() or platform.machine()}
@@ -51,8 +56,7 @@ It was found and trained by convsweep. It has {parameter_count(model):,} paramet
 |---|---|---|---|---|---|
 {rows}
 
-The weights are those of the best epoch on the validation split, which the search saw; the test split, if there is one, was
-used for this table alone. Hardest classes, by the share of their images that is recognised: {worst}.
+{_final_words(seeds) if final else _SEARCHED_WORDS}{_fold_words(final, folds)} Hardest classes, by the share of their images that is recognised: {worst}.
 
 The figures hold for images like those of {data.name}. On other images the model still answers with one of its classes.
 
@@ -75,13 +79,61 @@ Or `convsweep predict THIS_FOLDER IMAGE...`.
 ## How it was trained
 
     {command}
-
+{_FINAL_COMMAND if final else ""}
 | hyperparameter | value | meaning |
 |---|---|---|
 {hyperparameters}
 
 torch {torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}.
 """
+
+
+_SEARCHED_WORDS = """The weights are those of the best epoch on the validation split, which the search saw; the test split, if there is one, was
+used for this table alone."""
+_FINAL_COMMAND = """
+with the validation images among the training images, and the weights of the last epoch.
+"""
+
+
+def _final_words(seeds: SeedFigures | None) -> str:
+    text = """The weights are those of the last epoch of a training on the training and the validation images together: there is no validation
+score, as the model has seen those images."""
+    if seeds is None:
+        return text
+    chosen = f"""
+It was chosen among {seeds.compared} configurations by such figures, which makes its own a little too good."""
+    return f"""{text}
+
+The configuration has on the test split: {seeds}. This is the model of seed {seeds.seed}, the one in the
+middle, so that it is not the best by luck.{chosen if seeds.compared > 1 else ""}"""
+
+
+def _fold_words(final: bool, folds: FoldFigures | None) -> str:
+    if folds is None:
+        return ""
+    whose = (
+        "whose weights these are not"
+        if final
+        else "of the first of which these are the weights; its held-out images are the validation split"
+    )
+    return f"""
+The configuration was scored by cross-validation: {folds} (95 % interval), from as many trainings, {whose}."""
+
+
+_KINDS = {
+    "convnet": "A convolutional network",
+    "resnet": "A residual network",
+    "rnn": "A recurrent network, which reads the rows of an image,",
+    "transformer": "A vision transformer",
+}
+
+
+def _kind(config: ModelConfig) -> str:
+    """What the network is, as the beginning of a sentence."""
+    if config.torchvision is None:
+        return _KINDS[config.family]
+    begun = ", which began with torchvision's weights from ImageNet," if config.pretrained else ""
+    return f"A network of torchvision's kind {config.torchvision}{begun}"
 
 
 def _worst_classes(scores: Scores, classes: tuple[str, ...]) -> str:

@@ -4,7 +4,8 @@ Four recipes answer to well-known tutorials: `mnist-3conv`, `mnist-1conv` and `c
 0.001, valid padding, the last of three convolutions without pooling), `cifar-2conv` a PyTorch one. `mnist-fast` and
 `cifar10-fast` are made for much accuracy in little time, after airbench (Jordan 2024, arXiv:2404.00498): a whitening layer,
 convolution - pooling - batch normalisation - GELU, label smoothing, Muon, a learning rate that rises and falls, shifted images;
-objects are mirrored too, every other epoch and when they are judged.
+objects are mirrored too, every other epoch and when they are judged. `mnist-rnn`, `mnist-transformer` and `mnist-resnet18` are
+networks of other families on the same digits, and `faces-cnn` is for folders of faces, of which there are few images of each person.
 """
 
 from __future__ import annotations
@@ -94,6 +95,52 @@ PRESETS: Mapping[str, TrialConfig] = MappingProxyType(
                 "augmentation.flip": True,
                 "augmentation.alternating_flip": True,
                 "training.epochs": 8,
+            }
+        ),
+        "mnist-rnn": unflatten(
+            {
+                "model.family": "rnn",
+                "model.cell": "lstm",
+                "model.units": 128,
+                "model.layers": 1,
+                "augmentation.shift": 1,
+                "optimizer.learning_rate": 0.003,
+                "training.epochs": 5,
+            }
+        ),
+        "mnist-transformer": unflatten(
+            {
+                "model.family": "transformer",
+                "model.patch_size": 7,
+                "model.layers": 3,
+                "model.heads": 4,
+                "model.head_units": 16,
+                "optimizer.name": "muon",
+                "optimizer.learning_rate": 0.01,
+                "training.epochs": 5,
+            }
+        ),
+        "mnist-resnet18": unflatten(
+            {
+                "model.family": "torchvision:resnet18",
+                "augmentation.shift": 2,
+                "optimizer.learning_rate": 0.002,
+                "training.epochs": 5,
+            }
+        ),
+        "faces-cnn": unflatten(
+            {
+                "model.blocks": 4,
+                "model.filters": [32, 64, 128, 128],
+                "model.head": "average",
+                "model.dense_units": 0,
+                "model.dropout": 0.3,
+                "augmentation.flip": True,
+                "augmentation.shift": 4,
+                "loss.label_smoothing": 0.1,
+                "optimizer.weight_decay": 0.01,
+                "training.batch_size": 32,
+                "training.epochs": 40,
             }
         ),
     }

@@ -15,6 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from trainer.averaging import WeightAverage
+from trainer.gradients import Norms
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.metrics import EpochMetrics
 
@@ -23,20 +25,24 @@ from trainer.metrics import EpochMetrics
 class Position:
     """Where a training is: it has had `epochs`, and of the next one so many `steps`, whose mean losses add up to `loss`.
 
-    `epoch_seconds` have gone into those steps.
+    `epoch_seconds` have gone into those steps. Of a cross-validated trial it is the place in this `fold`. `gradients` are what was
+    measured in each of the epochs: see trainer/gradients.py.
     """
 
     epochs: int = 0
     steps: int = 0
     loss: float = 0.0
     epoch_seconds: float = 0.0
+    fold: int = 0
+    gradients: list[Norms] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A training at a `position`, after the epochs of its `history`: `seconds` have gone into it.
+    """A training at a `position`, after the epochs of its `history`, those of earlier folds too: `seconds` have gone into it.
 
-    `tensors` are the model's by their names after "model.", and the optimizers' as "optimizer.PLACE.PARAMETER.NAME".
+    `tensors` are the model's by their names after "model.", those of its average, if it has one, after "average.", and the
+    optimizers' as "optimizer.PLACE.PARAMETER.NAME".
     """
 
     config: TrialConfig
@@ -54,23 +60,31 @@ class TrainingState:
         history: Sequence[EpochMetrics],
         seconds: float,
         position: Position,
+        average: WeightAverage | None = None,
     ) -> TrainingState:
         """The state as it is now; the tensors are those that the training goes on to change: see `copied`."""
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        if average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in average.model.state_dict().items()}
         for place, optimizer in enumerate(optimizers):
             for number, remembered in optimizer.state_dict()["state"].items():
                 for name, value in remembered.items():
                     if value is not None:  # a momentum that is not used
                         tensors[f"optimizer.{place}.{number}.{name}"] = value
-        return cls(config, tuple(history), seconds, tensors, replace(position))
+        as_it_is = replace(position, gradients=[*position.gradients])
+        return cls(config, tuple(history), seconds, tensors, as_it_is)
 
     def copied(self) -> TrainingState:
         """With copies of the tensors, on the CPU."""
         return replace(self, tensors={name: t.detach().to("cpu", copy=True) for name, t in self.tensors.items()})
 
-    def restore(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Give the model and its optimizers, which are as new, what they had. Raises RuntimeError when it does not fit them."""
+    def restore(
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: WeightAverage | None = None
+    ) -> None:
+        """Give the model, its optimizers and its average, which are new, what they had. Raises RuntimeError when it does not fit them."""
         model.load_state_dict(_below(self.tensors, "model."))
+        if average is not None:
+            average.model.load_state_dict(_below(self.tensors, "average."))
         for place, optimizer in enumerate(optimizers):
             own = optimizer.state_dict()
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -99,7 +113,7 @@ class TrainingState:
             history = tuple(EpochMetrics(**values) for values in json.loads(facts["history"]))
             config = unflatten(json.loads(facts["config"]))
             position = Position(**json.loads(facts["position"]))
-            if position.epochs != len(history) or position.steps < 0:
+            if position.epochs != sum(e.fold == position.fold for e in history) or position.steps < 0:
                 raise ValueError(f"{len(history)} epochs, but it is at {position}")
             return cls(config, history, float(facts["seconds"]), safetensors.torch.load(content), position)
         except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:

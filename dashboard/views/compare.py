@@ -16,6 +16,7 @@ from dashboard.analysis_tables import MOST_CLASSES
 from dashboard.parts import choose_trial, counted, follow, heading, plain, read_or_stop
 from dashboard.search_tables import Over
 from trainer.analysis import Analysis
+from trainer.measuring import Metric
 
 MOST_TRIALS = 6
 MOST_SWEEPS = 4
@@ -69,7 +70,7 @@ def _trials(experiments: Experiments, sweep: SweepRecord) -> None:
         return
     _outcome(sweep, trials)
     _configuration(trials)
-    _curves(trials)
+    _curves(trials, sweep.config.goal)
     _confusion(experiments, sweep, trials)
 
 
@@ -110,15 +111,17 @@ def _configuration(trials: Sequence[TrialRecord]) -> None:
         )
 
 
-def _curves(trials: Sequence[TrialRecord]) -> None:
+def _curves(trials: Sequence[TrialRecord], goal: Metric) -> None:
     st.subheader("Curves")
-    curves = tables.learning_curves(trials)
+    curves = tables.learning_curves(trials, goal)
     if curves.empty:
         st.info("No epoch of these trials has ended.")
         return
     st.caption("Losses: validation solid with dots, training dashed with triangles.")
     left, right = st.columns(2)
-    left.altair_chart(charts.accuracy_by_epoch(curves), width="stretch", alt="Validation accuracy after each epoch")
+    left.altair_chart(
+        charts.metric_by_epoch(curves, goal), width="stretch", alt=f"Validation {goal.label} after each epoch"
+    )
     right.altair_chart(
         charts.losses_by_epoch(curves), width="stretch", alt="Training and validation loss of each epoch"
     )
@@ -231,15 +234,16 @@ def _read_sweeps(experiments: Experiments, names: Sequence[str]) -> list[SweepRe
 
 
 def _sweep_facts(sweeps: Sequence[SweepRecord]) -> None:
-    accuracy = "Validation accuracy of the best trial that ran to its end"
+    best = "The value of the best trial that ran to its end, by the sweep's metric"
     st.dataframe(
         comparison.sweep_facts(sweeps),
         hide_index=True,
         width="stretch",
         column_config={
             "sweep": st.column_config.TextColumn("sweep", pinned=True),
-            "best": st.column_config.NumberColumn("best", format="%.4f", help=accuracy),
-            "preset": st.column_config.NumberColumn("preset", format="%.4f", help="Validation accuracy of the preset"),
+            "metric": st.column_config.TextColumn("metric", help="What the search optimises"),
+            "best": st.column_config.NumberColumn("best", format="%.4f", help=best),
+            "preset": st.column_config.NumberColumn("preset", format="%.4f", help="The value of the preset's trial"),
             "trials": st.column_config.NumberColumn("trials", format="%,d"),
             "epochs": st.column_config.NumberColumn("epochs", help="Of a trial that is not pruned"),
             "minutes": st.column_config.NumberColumn("took", format="%.1f min", help="All its runs together"),
@@ -272,20 +276,23 @@ def _sweeps_chart(sweeps: Sequence[SweepRecord]) -> None:
             width="stretch",
             theme="streamlit",
             key="distributions",
-            alt="Distribution of the complete trials' accuracy in each sweep",
+            alt=f"Distribution of the complete trials' {comparison.measured(drawn)} in each sweep",
         )
-        st.caption("For each accuracy, which share of a sweep's complete trials is at most so good.")
+        st.caption("For each value, which share of a sweep's complete trials has at most that.")
         return
     _best_so_far(drawn, over)
 
 
 def _best_so_far(sweeps: Sequence[SweepRecord], over: Over) -> None:
+    value, progress = comparison.measured(sweeps), comparison.progress_of(sweeps, over)
     st.altair_chart(
-        comparison_charts.sweeps_best_so_far(comparison.progress_of(sweeps, over), over, [s.name for s in sweeps]),
+        comparison_charts.sweeps_best_so_far(progress, over, [s.name for s in sweeps], value),
         width="stretch",
-        alt="The best validation accuracy so far in each sweep",
+        alt=f"The best {value} so far in each sweep",
     )
-    st.caption("The best of the complete trials so far. Accuracies on different data say nothing about each other.")
+    st.caption(
+        "The best of the complete trials so far. Values on different data, or of different metrics, say nothing about each other."
+    )
 
 
 # ---- notes ----

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING
 import streamlit as st
 
 from cluster.experiments import Experiments
+from cluster.preference import preference
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import bundles, trial_charts
 from dashboard.bundles import EXPORTER, Export, Written
@@ -32,6 +33,7 @@ def show(experiments: Experiments, name: str) -> None:
         st.info("The sweep has no trials yet: there is no model to export.")
         return
     experiments = experiments.of(sweep.storage_path)
+    _say_what_the_command_takes(sweep)
     trial = choose_trial(sweep)
     folder = experiments.bundle(sweep.name, trial.number)
     try:
@@ -49,6 +51,15 @@ def show(experiments: Experiments, name: str) -> None:
 
 
 # ---- exporting ----
+
+
+def _say_what_the_command_takes(sweep: SweepRecord) -> None:
+    preferred = preference(sweep)
+    if preferred is not None:
+        command = (
+            f"`convsweep export {sweep.name}` writes its bundle; this page exports the models that the search trained."
+        )
+        st.info(f"{plain(preferred.reason)} {command}")
 
 
 def _offer_export(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord, written: Written | None) -> None:

@@ -1,4 +1,4 @@
-"""The page of a sweep's ranking: headline numbers, the ranked trials, accuracy against cost, learning curves, what failed."""
+"""The page of a sweep's ranking: headline numbers, the ranked trials, value against cost, learning curves, what was confirmed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import charts, leaderboard, pareto, tables
+from dashboard import budget_bars, charts, confirmed_table, gains, leaderboard, pareto, tables
 from dashboard.leaderboard import Board
 from dashboard.parts import counted, follow, heading, plain
+from trainer.costs import COSTS
+from trainer.fold_scores import with_margin
 
 CURVES_BY_DEFAULT = 5
 COMPARED = range(2, 7)
@@ -38,14 +40,16 @@ def _content(sweep: SweepRecord) -> None:
     place = st.container()
     left, right = st.columns(2, gap="medium")
     with left:
-        cost = _choose_cost()
-    front = pareto.front(board.table, cost)
+        cost = _choose_cost(sweep, board)
+    front = pareto.front(board.table, cost, sweep.config.goal)
+    marked = sweep.front if sweep.config.goals else front
     with place:
-        selected = leaderboard.show(sweep, board, columns, leaderboard.marks(board.table, front))
+        selected = leaderboard.show(sweep, board, columns, leaderboard.marks(board.table, marked))
     with left:
-        _accuracy_against_cost(sweep, board, cost, front, selected)
+        _value_against_cost(sweep, board, cost, front, selected)
     with right:
         _curves(sweep, selected or board.trials, by_choice=bool(selected))
+    confirmed_table.show(sweep)
     _failures(sweep)
 
 
@@ -53,8 +57,10 @@ def _facts(sweep: SweepRecord) -> None:
     config = sweep.config
     facts = (
         plain(config.data.name),
-        counted(config.trials, "trial") if config.trials else f"trials for {tables.duration(config.time_budget or 0)}",
-        f"up to {counted(config.epochs, 'epoch')}",
+        counted(config.trials, "trial") if config.trials else f"trials for {budget_bars.allowed(config.budget)}",
+        f"up to {counted(config.epochs, 'epoch')}" + f" in each of {config.folds} folds" * (config.folds > 1),
+        f"best by {config.goal.label}" + "".join(f", {COSTS[name].label}" for name in config.goals),
+        *(plain(constraint) for constraint in config.constraints),
         f"sampler {config.sampler}",
         f"pruner {config.pruner}",
         counted(sweep.timing.groups, "worker group"),
@@ -63,32 +69,41 @@ def _facts(sweep: SweepRecord) -> None:
     if sweep.is_live and config.trials:
         ended = len(sweep.trials) - sweep.counts["RUNNING"] - sweep.counts["WAITING"]
         st.progress(min(1.0, ended / config.trials), text=f"{ended} of {config.trials} trials have ended")
+    budget_bars.show(config.budget.limits(sweep.spent) if sweep.is_live else (), sweep.ending)
 
 
 def _headline(sweep: SweepRecord) -> None:
-    best, baseline, timing = sweep.best, sweep.baseline, sweep.timing
+    best, baseline, timing, goal = sweep.best, sweep.baseline, sweep.timing, sweep.config.goal
     spent = (
         f"Until the first trial began {tables.duration(timing.startup_seconds)}, between two trials "
         f"{timing.overhead_seconds:.2f} s (median), training {tables.duration(timing.train_seconds)} over all groups."
     )
-    accuracy = "On the validation split, of the best trial that ran to its end. The search does not see the test split."
-    gain = "Of the best trial over the preset's, in percentage points; below, the share of wrongly classified images of both."
+    about = "On the validation split, of the best trial that ran to its end. The search does not see the test split."
+    if best and best.fold_values:
+        about = (
+            f"The mean of {len(best.fold_values)} folds and its 95 % interval. The search does not see the test split."
+        )
     with st.container(horizontal=True):
         _metric(
-            "Best accuracy",
-            f"{best.value:.4f}" if best else "–",
+            f"Best {goal.label}",
+            with_margin(best.value, best.fold_values) if best and best.value is not None else "–",
             f"trial {best.number}" if best else "none yet",
-            accuracy,
+            about,
         )
-        if best and baseline:
-            _metric("Gain over the preset", tables.gain(baseline, best), tables.errors(baseline, best), gain)
+        if best and baseline and best.value is not None and baseline.value is not None:
+            _metric(
+                "Gain over the preset",
+                f"{gains.gain(goal, best.value, baseline.value):{gains.form(goal)}}",
+                gains.from_to(goal, baseline.value, best.value),
+                f"{gains.meaning(goal)}; below, both trials",
+            )
         _metric("Trials", f"{len(sweep.trials):,}", *tables.counts(sweep))
         _metric("Wall time", tables.duration(timing.wall_seconds), counted(timing.groups, "group"), spent)
     if baseline:
         place = next(place for place, t in enumerate(sweep.trials, 1) if t is baseline)
         st.caption(
             f":orange-badge[preset] The baseline, {plain(baseline.preset or '')}, is {tables.trial_name(baseline.number)}: "
-            f"accuracy {baseline.value:.4f}, rank {place:,}."
+            f"{goal.label} {baseline.value:.4f}, rank {place:,}."
         )
 
 
@@ -113,13 +128,15 @@ def _link(page: str, label: str, about: str, key: str, numbers: Sequence[int], e
     st.page_link(there, label=label, help=about, query_params=address, disabled=not enabled)
 
 
-def _choose_cost() -> str:
-    st.subheader("Accuracy against cost")
+def _choose_cost(sweep: SweepRecord, board: Board) -> str:
+    st.subheader(f"{sweep.config.goal.title} against cost")
+    offered = pareto.offered(board.table)
+    wanted = [name for name in sweep.config.goals if name in offered]
     return st.segmented_control(
         "Cost",
-        list(pareto.COSTS),
+        offered,
         format_func=lambda name: pareto.COSTS[name].label,
-        default="parameters",
+        default=[*wanted, "parameters"][0],
         required=True,
         label_visibility="collapsed",
         key="cost",
@@ -127,11 +144,11 @@ def _choose_cost() -> str:
     )
 
 
-def _accuracy_against_cost(
+def _value_against_cost(
     sweep: SweepRecord, board: Board, cost: str, front: frozenset[int], selected: Sequence[TrialRecord]
 ) -> None:
-    numbers = [t.number for t in selected]
-    points = pareto.points(board.table, cost, front, numbers)
+    numbers, goal = [t.number for t in selected], sweep.config.goal
+    points = pareto.points(board.table, cost, front, numbers, goal=goal)
     if points.empty:
         st.info("No trial that is shown has run to its end.")
         return
@@ -141,14 +158,23 @@ def _accuracy_against_cost(
     )
     key = f"cost of {sweep.name}"
     st.altair_chart(
-        charts.accuracy_against_cost(points, pareto.COSTS[cost], numbers),
+        charts.value_against_cost(points, pareto.COSTS[cost], numbers, goal, _bounds(sweep, cost)),
         key=key,
         on_select=partial(_take_clicked, sweep, key),
         selection_mode=charts.CLICKED,
-        alt=f"Validation accuracy of the complete trials against their {pareto.COSTS[cost].label}, and the Pareto front",
+        alt=f"Validation {goal.label} of the complete trials against their {pareto.COSTS[cost].label}, and the Pareto front",
     )
-    about = "The line is the front: no complete trial that is shown is both more accurate and cheaper. A click selects a trial."
+    about = (
+        "The line is the front: no complete trial that is shown is both better and cheaper. A click selects a trial."
+        + " Dashed: what a constraint allows." * bool(_bounds(sweep, cost))
+    )
     st.caption(about + drawn * (len(points) < there))
+
+
+def _bounds(sweep: SweepRecord, cost: str) -> dict[str, float]:
+    """The bounds of the constraints on what the chart shows."""
+    shown = {cost: "cost", sweep.config.metric: "value"}
+    return {shown[limit.name]: limit.bound for limit in sweep.config.objectives.limits if limit.name in shown}
 
 
 def _take_clicked(sweep: SweepRecord, key: str) -> None:
@@ -162,28 +188,31 @@ def _curves(sweep: SweepRecord, trials: Sequence[TrialRecord], by_choice: bool) 
     st.subheader("Learning curves")
     if not by_choice:
         trials = [*itertools.islice((t for t in trials if t.epochs_done), CURVES_BY_DEFAULT)]
-    accuracy, losses, progress = st.tabs(
-        ["Accuracy", "Losses", "Progress of the search"], key="curves", on_change="rerun"
+    goal = sweep.config.goal
+    values, losses, progress = st.tabs(
+        [goal.title, "Losses", "Progress of the search"], key="curves", on_change="rerun"
     )
-    curves = tables.learning_curves(trials)
+    curves = tables.learning_curves(trials, goal)
     whose = "Of the selected trials." if by_choice else "Of the best trials shown; select rows to see others."
     if curves.empty:
-        accuracy.info("No epoch of these trials has ended.")
+        values.info("No epoch of these trials has ended.")
         losses.info("No epoch of these trials has ended.")
-    elif accuracy.open:
-        accuracy.altair_chart(
-            charts.accuracy_by_epoch(curves, legend_columns=3), alt="Validation accuracy after each epoch"
+    elif values.open:
+        values.altair_chart(
+            charts.metric_by_epoch(curves, goal, legend_columns=3), alt=f"Validation {goal.label} after each epoch"
         )
-        accuracy.caption(whose)
+        values.caption(whose)
     elif losses.open:
         losses.altair_chart(
             charts.losses_by_epoch(curves, legend_columns=3), alt="Training and validation loss of each epoch"
         )
         losses.caption(f"{whose} Validation solid with dots, training dashed with triangles.")
     if progress.open:
-        found = tables.best_so_far(sweep.trials)
-        progress.altair_chart(charts.best_by_trial(found), alt="Validation accuracy of each trial and the best so far")
-        progress.caption("Each trial's validation accuracy; the line is the best of the complete trials so far.")
+        found, label = tables.best_so_far(sweep.trials, goal), goal.label
+        progress.altair_chart(
+            charts.best_by_trial(found, goal), alt=f"Validation {label} of each trial and the best so far"
+        )
+        progress.caption(f"Each trial's validation {label}; the line is the best of the complete trials so far.")
 
 
 def _failures(sweep: SweepRecord) -> None:

@@ -66,19 +66,21 @@ def _progress(sweep: SweepRecord) -> None:
         return
     shown = search_tables.thinned(progress)
     few = f" {counted(len(shown), 'point')} of {len(progress):,} are shown." if len(shown) < len(progress) else ""
+    goal = sweep.config.goal
     st.caption(
-        "Each trial's validation accuracy, of a pruned one its last. The line is the best of the complete trials so far."
+        f"Each trial's validation {goal.label}, of a pruned one its last. The line is the best of the complete trials so far."
         + few
     )
     st.altair_chart(
-        search_charts.best_so_far(shown, over),
+        search_charts.best_so_far(shown, over, goal),
         width="stretch",
-        alt=f"Validation accuracy of each trial and the best so far, {_OVER_LABELS[over]}",
+        alt=f"Validation {goal.label} of each trial and the best so far, {_OVER_LABELS[over]}",
     )
 
 
 def _epochs(sweep: SweepRecord) -> None:
-    curves = search_tables.accuracy_curves(sweep.trials)
+    goal = sweep.config.goal
+    curves = search_tables.metric_curves(sweep.trials, goal)
     fates = search_tables.fates(sweep.trials)
     if fates.empty:
         st.info("No epoch of any trial has ended.")
@@ -87,10 +89,12 @@ def _epochs(sweep: SweepRecord) -> None:
     number, trained = curves["trial"].nunique(), sum(t.epochs_done > 0 for t in sweep.trials)
     which = "the trials" if number == trained else f"{number:,} of {trained:,} trials: the best and a sample"
     with left:
-        st.subheader("Accuracy by epoch")
-        st.caption(f"Validation accuracy of {which}.")
+        st.subheader(f"{goal.title} by epoch")
+        st.caption(f"Validation {goal.label} of {which}.")
         st.altair_chart(
-            search_charts.accuracy_curves(curves), width="stretch", alt="Validation accuracy of each trial by epoch"
+            search_charts.metric_curves(curves, goal),
+            width="stretch",
+            alt=f"Validation {goal.label} of each trial by epoch",
         )
     with right:
         st.subheader("What ended when")
@@ -111,7 +115,11 @@ def _groups(sweep: SweepRecord) -> None:
         f"A bar for {which}, from when its worker group took it to its last report. A group that was lost, or that "
         "belongs to a run before an interruption, has a row of its own."
     )
-    st.altair_chart(search_charts.timeline(bars), width="stretch", alt="When each worker group trained which trial")
+    st.altair_chart(
+        search_charts.timeline(bars, sweep.config.goal),
+        width="stretch",
+        alt="When each worker group trained which trial",
+    )
     st.dataframe(
         search_tables.group_work(sweep.trials),
         hide_index=True,
@@ -227,9 +235,9 @@ def _distribution(sweep: SweepRecord) -> None:
         width="stretch",
         theme="streamlit",
         key="Distribution",
-        alt="Distribution of the complete trials' accuracy",
+        alt=f"Distribution of the complete trials' {sweep.config.goal.label}",
     )
-    st.caption("For each accuracy, which share of the complete trials is at most so good.")
+    st.caption(f"For each {sweep.config.goal.label}, which share of the complete trials has at most that.")
 
 
 def _listed(names: Iterable[str]) -> str:

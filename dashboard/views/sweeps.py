@@ -9,8 +9,9 @@ import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepSummary
-from dashboard import records, sweep_tables
+from dashboard import budget_bars, records, sweep_tables
 from dashboard.parts import REFRESH_SECONDS, plain
+from trainer.measuring import ACCURACY
 
 _TABLE = "the sweeps"
 _NAMES = "the sweeps, as shown"
@@ -46,7 +47,8 @@ def mention_others(experiments: Experiments) -> None:
 def _table(summaries: Sequence[SweepSummary], notes: Mapping[str, str], name: str) -> None:
     names = [summary.name for summary in summaries]
     table = sweep_tables.sweeps(summaries, notes)
-    shown = [c for c in table.columns if c != "note" or table[c].notna().any()]
+    said = {"note": table["note"].notna().any(), "metric": (table["metric"] != ACCURACY.label).any()}
+    shown = [c for c in table.columns if said.get(c, True)]
     st.session_state[_NAMES] = names
     if name in names:  # the row that is marked is always that of the current sweep
         st.session_state[_TABLE] = {"selection": {"rows": [names.index(name)]}}
@@ -64,6 +66,9 @@ def _table(summaries: Sequence[SweepSummary], notes: Mapping[str, str], name: st
         f"The current sweep is **{plain(name)}**, {plain(sweep_tables.standing(summaries, name))}. Pick another row to change it; "
         "Ranking, Search and the other pages on the left show the current one."
     )
+    for summary in summaries:
+        if summary.name == name:
+            budget_bars.show(summary.limits, summary.ending)
 
 
 def _pick() -> None:

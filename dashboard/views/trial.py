@@ -12,6 +12,8 @@ from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import analyses, analysis_parts, network_chart, notes, trial_charts, trial_tables
 from dashboard.parts import choose_trial, follow, heading, plain
+from trainer.gradients import troubles
+from trainer.measuring import ACCURACY
 
 TABS = ("Overview", "Configuration", "Network", "Classes", "Mistakes", "Attention", "Kernels")
 CURVE_HEIGHT = 190
@@ -79,16 +81,26 @@ def _overview(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) 
     if not trial.epochs_done:
         st.info("No epoch of this trial has ended, so there are no curves.")
         return
+    for trouble in troubles(trial.gradients):
+        st.warning(plain(trouble.text))
     epochs = trial_tables.epochs(trial)
     left, right = st.columns(2)
+    # The loss has a chart of its own.
+    goal = sweep.config.goal if sweep.config.goal.field != "val_loss" else ACCURACY
+    value = f"validation {goal.label}"
     for place, title, metrics in (
         (left, "loss per image", {"train_loss": "training", "val_loss": "validation"}),
-        (right, "validation accuracy", {"val_accuracy": "validation accuracy"}),
+        (right, value, {goal.field: value}),
         (left, "learning rate", {"learning_rate": "learning rate"}),
         (right, "images per second", {"images_per_second": "images per second"}),
     ):
-        chart = trial_charts.curves(epochs, metrics, title, CURVE_HEIGHT)
-        place.altair_chart(chart, alt=f"{title.capitalize()} by epoch")
+        draw = trial_charts.fold_curves if epochs["fold"].any() else trial_charts.curves
+        place.altair_chart(draw(epochs, metrics, title, CURVE_HEIGHT), alt=f"{title[0].upper()}{title[1:]} by epoch")
+    if epochs["fold"].any():
+        st.caption("A colour for each fold, all of which begin with the same weights; the training loss is dashed.")
+    gradients = trial_tables.gradients(trial)
+    if not gradients.empty:
+        st.altair_chart(trial_charts.gradients(gradients, CURVE_HEIGHT), alt="Norm of each layer's gradient by epoch")
 
 
 def _error(trial: TrialRecord) -> None:
