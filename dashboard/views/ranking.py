@@ -75,7 +75,8 @@ def _headline(sweep: SweepRecord) -> None:
         f"Until the first trial began {tables.duration(timing.startup_seconds)}, between two trials "
         f"{timing.overhead_seconds:.2f} s (median), training {tables.duration(timing.train_seconds)} over all groups."
     )
-    about = "On the validation split, of the best trial that ran to its end. The search does not see the test split."
+    about = f"{goal.meaning[0].upper()}{goal.meaning[1:]}. "
+    about += "On the validation split, of the best trial that ran to its end. The search does not see the test split."
     with st.container(horizontal=True):
         _metric(
             f"Best {goal.label}",
