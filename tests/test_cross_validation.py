@@ -382,6 +382,10 @@ def test_a_cross_validated_sweep_ends_with_the_winner_and_resume_makes_up_for_it
     assert "validation_accuracy" not in exported
     assert exported["folds"]["values"] == best["folds"]
 
+    other = document["trials"][1]  # whose weights are those of its first fold
+    scored = json.loads(command("export", "s", "--trial", other["number"], "--to", "other", "--json"))
+    assert scored["validation_accuracy"] == pytest.approx(other["folds"][0])
+
     weights = store.load(best["number"]).weights
     shutil.rmtree(tmp_path / "experiments" / "s" / "checkpoints" / "winner")  # as if it had not got so far
     command("resume", "s")

@@ -159,6 +159,14 @@ def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
         metric_named("los")
 
 
+def test_the_page_about_searching_says_what_each_metric_is() -> None:
+    page = (Path(__file__).parents[1] / "docs/searching.md").read_text()
+    for goal in METRICS.values():
+        [row] = [line for line in page.splitlines() if line.startswith(f"| `{goal.name}`")]
+        most = "the most" if goal.higher_is_better else "the least"
+        assert row.endswith(f"| {most} | {goal.meaning} |")
+
+
 # ---- a study ----
 
 

@@ -83,6 +83,7 @@ def _headline(sweep: SweepRecord) -> None:
         about = (
             f"The mean of {len(best.fold_values)} folds and its 95 % interval. The search does not see the test split."
         )
+    about = f"{goal.meaning[0].upper()}{goal.meaning[1:]}. {about}"
     with st.container(horizontal=True):
         _metric(
             f"Best {goal.label}",
