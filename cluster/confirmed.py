@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.domains import Value
 from trainer.hyperparameters import flatten, unflatten
+from trainer.measuring import METRICS, metric_named
 
 if TYPE_CHECKING:
     from cluster.record import SweepRecord, TrialRecord
 
-METRIC = "accuracy"
-"""What configurations are compared by. The one place that says so; `METRICS` are those that are recorded."""
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
-SMALLER_IS_BETTER = ("loss",)
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
 MOST_SEEDS = 1000
@@ -106,7 +103,7 @@ class Confirmed:
 
     def goodness(self, value: float) -> float:
         """A value of the metric such that more is better."""
-        return -value if self.metric in SMALLER_IS_BETTER else value
+        return METRICS[self.metric].merit(value)
 
     def to_json(self) -> dict[str, Any]:
         """What `confirm --json` says of a configuration."""
@@ -194,14 +191,13 @@ def configuration(trial: TrialRecord) -> frozenset[tuple[str, Value]]:
 
 
 def compare_confirmed(sweep: SweepRecord) -> Comparison:
-    """What a sweep's record says."""
-    return compare(sweep.confirmed, {t.number: t.parameters for t in sweep.trials}, METRIC)
+    """What a sweep's record says, by the sweep's metric."""
+    return compare(sweep.confirmed, {t.number: t.parameters for t in sweep.trials}, sweep.config.metric)
 
 
 def compare(scores: Iterable[FinalScore], parameters: Mapping[int, int | None], metric: str) -> Comparison:
-    """Compare the configurations, each of which has its trial's number of `parameters`, by one of METRICS."""
-    if metric not in METRICS:
-        raise ValueError(f"The metric must be one of {', '.join(METRICS)}, but got {metric!r}.")
+    """Compare the configurations, each of which has its trial's number of `parameters`, by a metric. Raises ValueError for an unknown one."""
+    metric_named(metric)  # raises
     by_trial: dict[int, list[FinalScore]] = defaultdict(list)
     for score in scores:
         by_trial[score.trial].append(score)

@@ -144,7 +144,7 @@ def test_of_a_loss_less_is_better() -> None:
 
 
 def test_an_unknown_metric_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="accuracy, balanced_accuracy, macro_f1, loss, but got 'f1'"):
+    with pytest.raises(ValueError, match="accuracy, macro_f1, balanced_accuracy, loss, but got 'f1'"):
         compared(CLOSE, metric="f1")
 
 
