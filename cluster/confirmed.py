@@ -196,7 +196,10 @@ def compare_confirmed(sweep: SweepRecord) -> Comparison:
 
 
 def compare(scores: Iterable[FinalScore], parameters: Mapping[int, int | None], metric: str) -> Comparison:
-    """Compare the configurations, each of which has its trial's number of `parameters`, by a metric. Raises ValueError for an unknown one."""
+    """Compare the configurations, each of which has its trial's number of `parameters`, by a metric.
+
+    Raises ValueError for an unknown one.
+    """
     metric_named(metric)  # raises
     by_trial: dict[int, list[FinalScore]] = defaultdict(list)
     for score in scores:
