@@ -434,7 +434,8 @@ def test_processes_that_need_the_same_weights_download_them_once(
 
     def download(url: str, target: str, *_: Any, **__: Any) -> None:
         downloads.append(url)
-        Path(target).write_bytes(content)
+        Path(f"{target}.part").write_bytes(content)
+        Path(f"{target}.part").rename(target)  # as torch does it
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
 
