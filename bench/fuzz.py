@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import inspect
 import io
-import json
 import os
 import random
 import shutil
@@ -36,11 +35,15 @@ import yaml
 from PIL import Image
 
 from cluster.config import make_config, read_sweep_file
-from trainer.bundle import Bundle, Probabilities
+from trainer import checksums
+from trainer.bundle import CHECKED, Bundle
+from trainer.bundle_writing import write_bundle
 from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.data import DataConfig, load_data
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 from trainer.images import read_image
-from trainer.model import build_model
+from trainer.loop import create_model
+from trainer.origin import Origin
 from trainer.presets import PRESETS
 from trainer.training_state import TrainingState
 
@@ -260,38 +263,29 @@ def images(folder: Path) -> Sequence[tuple[bytes, Reader]]:
 
 
 def bundles(folder: Path) -> Sequence[tuple[bytes, Reader]]:
-    """Bundles of which one file is damaged."""
-    import safetensors.torch
-
+    """Bundles of which one file is damaged, under checksums that fit."""
+    data = load_data(DataConfig(data="digits", cache=str(folder / "cache")))
     config = unflatten({"model.blocks": 2, "model.filters": 8})
-    model = build_model(config.model, (1, 8, 8), 2, (100.0,), (50.0,)).eval()
+    model = create_model(config, data, torch.device("cpu")).eval()
     whole = folder / "bundle"
-    whole.mkdir()
-    program = torch.export.export(Probabilities(model), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),))
-    torch.export.save(program, whole / "model.pt2")
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    (whole / "weights.safetensors").write_bytes(safetensors.torch.save(weights))
-    facts = {"convsweep_bundle": 1, "data": "digits", "image": {"channels": 1, "height": 8, "width": 8}}
-    (whole / "config.json").write_text(json.dumps(facts | {"hyperparameters": flatten(config)}))
-    (whole / "classes.json").write_text('["a", "b"]')
-    (whole / "metrics.json").write_text("{}")
-    (whole / "README.md").write_text("A card.")
-    Bundle(whole)
+    write_bundle(whole, model, config, data, {}, Origin(epochs=1, command="convsweep train"))
 
     def damaging(name: str) -> Reader:
         content_before = (whole / name).read_bytes()
 
         def read(content: bytes) -> object:
             (whole / name).write_bytes(content)
+            if name != checksums.NAME:
+                checksums.write(whole, CHECKED)
             try:
                 return Bundle(whole)
             finally:
                 (whole / name).write_bytes(content_before)
+                checksums.write(whole, CHECKED)
 
         return read
 
-    names = ("config.json", "weights.safetensors", "classes.json", "metrics.json", "model.pt2")
-    return [((whole / name).read_bytes(), damaging(name)) for name in names]
+    return [((whole / name).read_bytes(), damaging(name)) for name in (*CHECKED, checksums.NAME)]
 
 
 def states(folder: Path) -> Sequence[tuple[bytes, Reader]]:

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from cluster.budget import duration
 from cluster.experiments import Experiments
 from cluster.preference import Preference
 from cluster.record import SweepRecord, TrialRecord
 from trainer.batches import ImageTensors
-from trainer.bundle import Origin, check_target, write_bundle
+from trainer.bundle_writing import Smaller, Written, check_target, write_bundle
 from trainer.checkpoint import Checkpoint
 from trainer.data import DataConfig, ImageData, OnProgress, load_data
-from trainer.evaluation import Scores, evaluate, latency_milliseconds
+from trainer.evaluation import Scores, evaluate
 from trainer.fold_scores import FoldFigures
 from trainer.folds import first_fold
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
-from trainer.loop import create_model, predict_split
+from trainer.loop import Evaluation, create_model, predict_split
 from trainer.measuring import ACCURACY
 from trainer.model import Classifier
 from trainer.named_data import NAMES
+from trainer.origin import Baseline, Origin, Search
 from trainer.seed_figures import SeedFigures
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export gave: the bundle's folder, the largest difference between written and live model, the scores by split.
+    """What an export gave: the bundle's folder and what was written there.
 
     `seeds` are what the configuration has over several seeds, if it was confirmed, `folds` what it has if it was cross-validated.
     """
 
     folder: Path
-    difference: float
-    scores: dict[str, Scores]
+    written: Written
     seeds: SeedFigures | None = None
     folds: FoldFigures | None = None
 
@@ -72,46 +74,51 @@ def fold_figures(sweep: SweepRecord, trial: TrialRecord) -> FoldFigures | None:
     return FoldFigures(sweep.config.metric, trial.fold_values) if trial.fold_values else None
 
 
+@dataclass(frozen=True)
+class Options:
+    """What an export may be told besides: another place for the data than the sweep had, pictures to try it with, smaller graphs.
+
+    `on_progress` is told of the images that are decoded, `on_step` what begins.
+    """
+
+    data_root: str | None = None
+    cache: str | None = None
+    samples: int = 0
+    smaller: Smaller = field(default_factory=Smaller)
+    on_progress: OnProgress | None = None
+    on_step: Callable[[str], None] | None = None
+
+    def data_of(self, sweep: SweepRecord) -> DataConfig:
+        """The sweep's data, with another root and cache where they are given."""
+        config = sweep.config.data
+        return replace(config, root=self.data_root or config.root, cache=self.cache or config.cache)
+
+
 def export_trial(
-    experiments: Experiments,
-    sweep: SweepRecord,
-    trial: TrialRecord,
-    folder: Path,
-    *,
-    data_root: str | None = None,
-    cache: str | None = None,
-    samples: int = 0,
-    on_progress: OnProgress | None = None,
+    experiments: Experiments, sweep: SweepRecord, trial: TrialRecord, folder: Path, options: Options | None = None
 ) -> Exported:
-    """Write the bundle of a sweep's trial to `folder`. `data_root` and `cache` stand in for those that the sweep had.
+    """Write the bundle of a sweep's trial to `folder`.
 
     Raises ValueError when the weights were not kept, when the data is not there, and when `folder` is something else.
     """
     check_target(folder)
+    options = options or Options()
     checkpoint, final = load_model(experiments, sweep, trial)
-    config = _data_config(sweep, data_root, cache)
-    data, metric = first_fold(load_data(config, on_progress), config, sweep.config.folds), sweep.config.metric
-    figures = fold_figures(sweep, trial)
-    return export(checkpoint, data, config, folder, sweep.name, trial.number, samples, metric, final, folds=figures)
+    config = options.data_of(sweep)
+    data = first_fold(load_data(config, options.on_progress), config, sweep.config.folds)
+    origin = origin_of(checkpoint, config, sweep, trial, final=final)
+    return export(checkpoint, data, origin, folder, options)
 
 
 def export_final(
-    experiments: Experiments,
-    sweep: SweepRecord,
-    preference: Preference,
-    folder: Path,
-    *,
-    data_root: str | None = None,
-    cache: str | None = None,
-    samples: int = 0,
-    on_progress: OnProgress | None = None,
+    experiments: Experiments, sweep: SweepRecord, preference: Preference, folder: Path, options: Options | None = None
 ) -> Exported:
     """Write the bundle of the final model that a confirmed sweep stands for to `folder`, as `export_trial` does.
 
     Raises ValueError when its weights are gone, else as there.
     """
     check_target(folder)
-    model = preference.model
+    options, model = options or Options(), preference.model
     try:
         checkpoint = experiments.of(sweep.storage_path).confirmed(sweep.name).load(model.key)
     except FileNotFoundError as error:
@@ -119,15 +126,55 @@ def export_final(
             f"The weights of the final model of trial {model.trial}, seed {model.seed}, are gone: `convsweep confirm {sweep.name}` trains "
             f"it again, `convsweep export {sweep.name} --trial {model.trial}` takes the search's model."
         ) from error
-    config = _data_config(sweep, data_root, cache)
-    data, metric = load_data(config, on_progress), sweep.config.metric
-    return export(checkpoint, data, config, folder, sweep.name, model.trial, samples, metric, True, preference.figures)
+    config = options.data_of(sweep)
+    data = load_data(config, options.on_progress)
+    origin = origin_of(checkpoint, config, sweep, sweep.trial(model.trial), final=True, seeds=preference.figures)
+    return export(checkpoint, data, origin, folder, options)
 
 
-def _data_config(sweep: SweepRecord, root: str | None, cache: str | None) -> DataConfig:
-    """The sweep's data, with another root and cache where they are given."""
-    config = sweep.config.data
-    return replace(config, root=root or config.root, cache=cache or config.cache)
+def origin_of(
+    checkpoint: Checkpoint,
+    data: DataConfig,
+    sweep: SweepRecord,
+    trial: TrialRecord,
+    *,
+    final: bool = False,
+    seeds: SeedFigures | None = None,
+) -> Origin:
+    """Where the checkpoint of a sweep's trial comes from. A `final` one of a confirmed sweep has `seeds` and no folds."""
+    return Origin(
+        epochs=checkpoint.epoch,
+        command=training_command(checkpoint.config, data, sweep.config.metric),
+        metric=sweep.config.goal,
+        search=search_of(sweep, trial),
+        final=final,
+        seeds=seeds,
+        folds=None if seeds else fold_figures(sweep, trial),
+    )
+
+
+def search_of(sweep: SweepRecord, trial: TrialRecord) -> Search:
+    """The search that found the trial."""
+    config, baseline = sweep.config, sweep.baseline
+    limits = ", ".join(str(limit) for limit in config.budget.limits(sweep.spent))
+    trials = f"{config.trials} trials" if config.trials else "as many trials as fit"
+    begun = None
+    if baseline is not None and baseline.preset is not None and baseline.value is not None:
+        begun = Baseline(baseline.preset, baseline.number, baseline.value, baseline.config)
+    return Search(
+        sweep=sweep.name,
+        trial=trial.number,
+        metric=config.goal,
+        value=trial.value,
+        sampler=config.sampler,
+        pruner=config.pruner,
+        trials=sweep.counts,
+        budget=f"{trials} of up to {config.epochs} epochs" + (f" ({limits})" if limits else ""),
+        spent=f"{duration(sweep.timing.wall_seconds)} of wall time",
+        space={name: str(domain) for name, domain in config.build_space().searched().items()},
+        baseline=begun,
+        environment=next((run["environment"] for run in reversed(sweep.runs) if "environment" in run), {}),
+    )
 
 
 def rebuild(checkpoint: Checkpoint, data: ImageData) -> Classifier:
@@ -137,41 +184,30 @@ def rebuild(checkpoint: Checkpoint, data: ImageData) -> Classifier:
     return model.eval()
 
 
-def score_splits(model: Classifier, data: ImageData, final: bool = False) -> dict[str, Scores]:
-    """The model's scores on the validation split, unless it is a `final` one, which has seen it, and on the test split if there is one."""
+def evaluate_splits(model: Classifier, data: ImageData, final: bool = False) -> dict[str, Evaluation]:
+    """The model on the validation split, unless it is a `final` one, which has seen it, and on the test split if there is one."""
     splits = ({} if final else {"validation": data.validation}) | ({"test": data.test} if data.test else {})
-    return {
-        name: evaluate(predict_split(model, ImageTensors.of(split, torch.device("cpu"))))
-        for name, split in splits.items()
-    }
+    return {name: predict_split(model, ImageTensors.of(split, torch.device("cpu"))) for name, split in splits.items()}
+
+
+def score_splits(model: Classifier, data: ImageData, final: bool = False) -> dict[str, Scores]:
+    """The model's scores on those splits."""
+    return {name: evaluate(found) for name, found in evaluate_splits(model, data, final).items()}
 
 
 def export(
-    checkpoint: Checkpoint,
-    data: ImageData,
-    data_config: DataConfig,
-    folder: Path,
-    sweep: str | None = None,
-    trial: int | None = None,
-    samples: int = 0,
-    metric: str = ACCURACY.name,
-    final: bool = False,
-    seeds: SeedFigures | None = None,
-    folds: FoldFigures | None = None,
+    checkpoint: Checkpoint, data: ImageData, origin: Origin, folder: Path, options: Options | None = None
 ) -> Exported:
-    """Write the checkpoint's bundle to `folder`; of a `final` model without a word on the validation split, which it has seen."""
+    """Write the checkpoint's bundle to `folder`; of a final model without a word on the validation split, which it has seen."""
+    options = options or Options()
+    on_step = options.on_step or (lambda what: None)
     model = rebuild(checkpoint, data)
-    scores = score_splits(model, data, final)
-    one = torch.zeros(1, *data.image_shape, dtype=torch.uint8)
-    latency = {
-        "one image": latency_milliseconds(model, one),
-        "64 images": latency_milliseconds(model, one.repeat(64, 1, 1, 1)),
-    }
-    command = training_command(checkpoint.config, data_config, metric)
-    epochs = checkpoint.epoch
-    origin = Origin(sweep=sweep, trial=trial, epochs=epochs, command=command, final=final, seeds=seeds, folds=folds)
-    difference = write_bundle(folder, model, checkpoint.config, data, scores, latency, origin, samples)
-    return Exported(folder, difference, scores, seeds, folds)
+    on_step("scoring the model")
+    evaluations = evaluate_splits(model, data, origin.final)
+    written = write_bundle(
+        folder, model, checkpoint.config, data, evaluations, origin, options.samples, options.smaller, on_step
+    )
+    return Exported(folder, written, origin.seeds, origin.folds)
 
 
 def training_command(config: TrialConfig, data: DataConfig, metric: str = ACCURACY.name) -> str:

@@ -93,12 +93,13 @@ def train(
     own_shape = {"workers": workers, "cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
     asked = {key: value for key, value in own_shape.items() if value is not None}
     shape = GroupShape(**asked, groups=1)  # type: ignore[arg-type]
+    from cluster.export import Options, rebuild, score_splits, training_command
     from cluster.export import export as write
-    from cluster.export import rebuild, score_splits
     from cluster.single import train_here, train_on_group
-    from trainer.bundle import check_target
+    from trainer.bundle_writing import check_target
     from trainer.data import load_data
     from trainer.model import parameter_count
+    from trainer.origin import Origin
 
     if to:
         check_target(to)  # not only when the training is through
@@ -115,7 +116,10 @@ def train(
     model = rebuild(training.checkpoint, images)
     scores = score_splits(model, images)
     if to:
-        write(training.checkpoint, images, data_config, to, metric=goal.name)
+        command = training_command(config, data_config, goal.name)
+        origin = Origin(epochs=training.checkpoint.epoch, command=command, metric=goal)
+        with tables.stepping(f"exporting to {to}") as on_step:
+            write(training.checkpoint, images, origin, to, Options(on_step=on_step))
     speeds = sorted(e.images_per_second for e in training.history)
     tables.show_training(
         {
@@ -145,6 +149,13 @@ def export(
     samples: Annotated[
         int, typer.Option(help="Also write this many test images into samples/, to try the bundle with.")
     ] = 0,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also write model.int8.onnx, calibrated with training images.")
+    ] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also write model.fp16.onnx, of half the size.")] = False,
+    max_drop: Annotated[
+        float, typer.Option(help="Refuse when int8 or fp16 lowers the validation accuracy by more than this.")
+    ] = 0.01,
     data_root: DataRoot = None,
     cache: Cache = None,
     experiments: Folder = DEFAULT_FOLDER,
@@ -154,7 +165,16 @@ def export(
 ) -> None:
     """Export a trial's model as a bundle: a folder that classifies images without convsweep.
 
+    It has the network as ONNX and as torch.export's graph, each run in a fresh process against the live model before the folder is
+    there, the weights, the scores, a model card and checksums.
+
     Of a sweep that was confirmed, unless --trial says a number, it is the final model of the recommended configuration.
+
+    Examples:
+
+      convsweep export mnist-1
+
+      convsweep export mnist-1 --trial 7 --to seven --int8 --max-drop 0.005
     """
     if samples < 0:
         raise ValueError(f"--samples must be at least 0, but got {samples}.")
@@ -164,20 +184,20 @@ def export(
     record = find_trial(sweep_record, trial) if preferred is None else sweep_record.trial(preferred.choice.trial)
     if preferred is not None:
         typer.echo(preferred.reason, err=True)
-    from cluster.export import export_final, export_trial
+    from cluster.export import Options, export_final, export_trial
+    from trainer.bundle_writing import Smaller
 
     folder = to or Path("bundles") / f"{name}-{record.number}"
-    with tables.decoding() as on_progress, tables.working(f"exporting trial {record.number} to {folder}"):
-        more: dict[str, Any] = {
-            "data_root": data_root,
-            "cache": cache,
-            "samples": samples,
-            "on_progress": on_progress,
-        }
+    smaller = Smaller(tuple(p for p, wanted in (("int8", int8), ("fp16", fp16)) if wanted), max_drop)
+    with (
+        tables.decoding() as on_progress,
+        tables.stepping(f"exporting trial {record.number} to {folder}") as on_step,
+    ):
+        options = Options(data_root, cache, samples, smaller, on_progress, on_step)
         if preferred is None:
-            exported = export_trial(where, sweep_record, record, folder, **more)
+            exported = export_trial(where, sweep_record, record, folder, options)
         else:
-            exported = export_final(where, sweep_record, preferred, folder, **more)
+            exported = export_final(where, sweep_record, preferred, folder, options)
     tables.show_export(exported, as_json)
 
 

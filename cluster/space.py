@@ -35,6 +35,9 @@ class Choice:
         """Whether it is one of the values."""
         return value in self.values
 
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values))
+
 
 @dataclass(frozen=True)
 class Range:
@@ -58,6 +61,10 @@ class Range:
         assert not isinstance(value, str)
         return self.low <= value <= self.high and (not self.step or (value - self.low) % self.step == 0)
 
+    def __str__(self) -> str:
+        step = f", in steps of {self.step}" if self.step and self.step > 1 else ""
+        return f"{self.low:g} to {self.high:g}{', logarithmic' if self.log else ''}{step}"
+
 
 @dataclass(frozen=True)
 class Ranges:
@@ -65,6 +72,9 @@ class Ranges:
 
     name: str
     by_value: Mapping[Value, Range]
+
+    def __str__(self) -> str:
+        return "; ".join(f"{between} where {self.name} is {value}" for value, between in self.by_value.items())
 
 
 Domain = Choice | Range | Ranges

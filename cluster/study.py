@@ -27,6 +27,7 @@ from cluster.record import ENDING_ATTRIBUTE, HELD_ATTRIBUTE, STATES, SWEEP_ATTRI
 from cluster.running_trial import RunningTrial
 from cluster.writing import create_trial
 from trainer.domains import Value
+from trainer.environment import environment
 from trainer.hyperparameters import TrialConfig, flatten, unflatten
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -121,7 +122,10 @@ class SweepStudy:
             self.unfinished += was_running or "history" in trial.user_attrs
             if was_running:
                 self._requeue(trial._trial_id)
-        runs = [*self._study.user_attrs.get("runs", []), {"begun": time.time(), "groups": groups}]
+        runs = [
+            *self._study.user_attrs.get("runs", []),
+            {"begun": time.time(), "groups": groups, "environment": dict(environment())},
+        ]
         self._is_first_run, self._objectives = len(runs) == 1, config.objectives
         self._study.set_user_attr("runs", runs)
         self._study.set_user_attr("state", "RUNNING")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,22 @@ def working(what: str) -> Iterator[None]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(what)
         yield
+
+
+@contextlib.contextmanager
+def stepping(what: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on a terminal with the step that is under way, of which the caller tells; a line for each step elsewhere."""
+    console = _errors()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what)
+
+        def on_step(step: str) -> None:
+            progress.update(task, description=f"{what}: {step}")
+            if not console.is_terminal:
+                console.print(f"{step} ...", markup=False, soft_wrap=True)
+
+        yield on_step
 
 
 def follow(epochs: Iterator[EpochMetrics], total: int, goal: Metric = ACCURACY) -> None:
@@ -303,13 +319,15 @@ def show_confirmed(sweep: SweepRecord, failures: Mapping[str, str], as_json: boo
 
 def show_export(exported: Exported, as_json: bool) -> None:
     """The result of `export`."""
-    folder, difference, scores = exported.folder, exported.difference, exported.scores
+    folder, written = exported.folder, exported.written
+    difference, scores = written.max_difference, written.scores
     if as_json:
         accuracies = {f"{split}_accuracy": s.accuracy for split, s in scores.items()}
         seeds = {"seeds": asdict(exported.seeds)} if exported.seeds else {}
         seeds |= {"folds": exported.folds.to_json()} if exported.folds else {}
         _print_json(
-            {"bundle": str(folder), "formats": ["pt2", "safetensors"], "max_difference": difference}
+            {"bundle": str(folder), "formats": [_format(name) for name in written.checks], "max_difference": difference}
+            | {"drops": {precision: found.drop for precision, found in written.smaller.items()}}
             | accuracies
             | seeds
         )
@@ -317,11 +335,17 @@ def show_export(exported: Exported, as_json: bool) -> None:
     accuracy = ", ".join(f"{split} accuracy {s.accuracy:.4f}" for split, s in scores.items())
     if exported.folds and "validation" not in scores:
         accuracy = ", ".join([f"cross-validated {exported.folds}", *([accuracy] if accuracy else [])])
+    cost = "".join(f"; {p} costs {found.drop:.4f} of the accuracy" for p, found in written.smaller.items())
     _output().print(
-        f"{folder}: {accuracy}; written and live model agree within {difference:.1g}.\n"
+        f"{folder}: {accuracy}; written and live model agree within {difference:.1g}{cost}.\n"
         f"Classify images with it: convsweep predict {folder} IMAGE...",
         soft_wrap=True,
     )
+
+
+def _format(name: str) -> str:
+    """A file's ending, with its precision: model.int8.onnx is int8.onnx."""
+    return name.removeprefix("model.").removeprefix("weights.")
 
 
 def show_surplus(surplus: Surplus, as_json: bool) -> None:

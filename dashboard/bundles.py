@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import threading
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -20,18 +21,17 @@ from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
 from dashboard.analyses import data_config, missing_data
 from dashboard.pictures import enlarged
+from trainer.bundle import CARD, CHECKED, PICTURES, Bundle
 from trainer.folds import first_fold
 from trainer.images import read_image
-
-if TYPE_CHECKING:
-    from trainer.bundle import Bundle
 
 SAMPLES = 10
 MOST_CLASSES = 10
 """So many of an image's classes are shown, the likeliest ones."""
 
 _PREVIEW = 240
-_SHOWN = ("README.md", "metrics.json", "config.json", "classes.json", "model.pt2")
+_PICTURE = re.compile(r"!\[[^\]]*\]\((?:" + "|".join(map(re.escape, PICTURES)) + r")\)")
+_SHOWN = (*CHECKED, CARD)
 
 
 # ---- exporting ----
@@ -108,8 +108,8 @@ def _run(export: Export, experiments: Experiments, sweep: SweepRecord, trial: Tr
 def _export(export: Export, experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) -> None:
     """As `cluster.export.export_trial`, with its steps told apart, and without a download."""
     export.begin("Loading PyTorch")
+    from cluster.export import Options, load_model, origin_of
     from cluster.export import export as write
-    from cluster.export import fold_figures, load_model
     from trainer.data import load_data
 
     export.begin("Reading the weights")
@@ -120,11 +120,9 @@ def _export(export: Export, experiments: Experiments, sweep: SweepRecord, trial:
         raise ValueError(missing)
     config = data_config(sweep)
     data = first_fold(load_data(config, export.count), config, sweep.config.folds)
-    export.begin("Scoring the model, writing the bundle and checking it")
-    figures, metric = fold_figures(sweep, trial), sweep.config.metric
-    write(
-        checkpoint, data, config, export.folder, sweep.name, trial.number, SAMPLES, metric, final=final, folds=figures
-    )
+    origin = origin_of(checkpoint, config, sweep, trial, final=final)
+    options = Options(samples=SAMPLES, on_step=lambda step: export.begin(step.capitalize()))
+    write(checkpoint, data, origin, export.folder, options)
 
 
 def missing(experiments: Experiments, sweep: SweepRecord, trial: TrialRecord) -> str | None:
@@ -155,15 +153,15 @@ def _trials_with_weights(experiments: Experiments, sweep: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Written:
-    """A bundle in its folder. `scores` are those in its `metrics.json` by split, `samples` its pictures to try, by label.
-
-    `version` is another one when the folder was written anew.
+    """A bundle in its folder. `card` is without its `pictures`, which a page shows itself. `scores` are those in its `metrics.json` by
+    split, `samples` its pictures to try, by label. `version` is another one when the folder was written anew.
     """
 
     folder: Path
     card: str
+    pictures: tuple[Path, ...]
     scores: dict[str, dict[str, float]]
-    latency_milliseconds: float | None
+    latency_milliseconds: float
     megabytes: float
     samples: dict[str, Path]
     version: int
@@ -177,14 +175,15 @@ def read(folder: Path) -> Written | None:
         metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
         return Written(
             folder=folder,
-            card=(folder / "README.md").read_text().replace("![", "!\\["),  # a class's name may want to show a picture
+            card=_PICTURE.sub("", (folder / CARD).read_text()).replace("![", "!\\["),  # no picture from elsewhere
+            pictures=tuple(folder / name for name in PICTURES if (folder / name).is_file()),
             scores={split: metrics[split] for split in ("validation", "test") if split in metrics},
-            latency_milliseconds=metrics.get("latency_milliseconds", {}).get("one image"),
+            latency_milliseconds=metrics["latency_milliseconds"]["model.onnx"]["1"]["median"],
             megabytes=sum(file.stat().st_size for file in _files(folder)) / 1e6,
             samples=_samples(folder / "samples"),
             version=(folder / "config.json").stat().st_mtime_ns,
         )
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"The bundle {str(folder)!r} cannot be read: {error}. Export the trial again.") from error
 
 
@@ -213,11 +212,9 @@ def _files(folder: Path) -> list[Path]:
 # ---- trying it ----
 
 
-@st.cache_resource(max_entries=2, show_spinner="Loading PyTorch and the model")
+@st.cache_resource(max_entries=2, show_spinner="Loading the model")
 def load(folder: Path, version: int) -> Bundle:
     """The model in the folder; `version` is `Written.version`. Raises ValueError for a damaged bundle."""
-    from trainer.bundle import Bundle
-
     return Bundle(folder)
 
 

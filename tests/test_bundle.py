@@ -1,231 +1,242 @@
+"""A bundle as it is written and read: `python -m pytest tests/test_bundle.py`."""
+
+from __future__ import annotations
+
+import dataclasses
 import io
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from trainer import bundle as bundle_module
-from trainer.batches import ImageTensors
-from trainer.bundle import FILES, Bundle, Origin, write_bundle
-from trainer.evaluation import evaluate
+from tests.written_bundles import CPU, write
+from trainer import bundle_writing, graphs
+from trainer.bundle import FILES, SAMPLES, Bundle
+from trainer.bundle_writing import VERIFIED_IMAGES, Written
+from trainer.data import ImageData
 from trainer.hyperparameters import unflatten
 from trainer.images import BrokenImageError, to_image
-from trainer.loop import create_model, predict_split
+from trainer.loop import create_model
+from trainer.model import Classifier
 
-ORIGIN = Origin(sweep="s", trial=3, epochs=1, command="convsweep sweep --data digits")
-FAMILY = [
-    {},
-    {"model.blocks": 1, "model.activation": "gelu", "model.pooling": "average", "model.batch_norm": False},
-    {"model.convolutions": 2, "model.residual": True, "model.head": "max", "model.dense_units": 0},
-    {
-        "model.blocks": 2,
-        "model.padding": "valid",
-        "model.head": "average",
-        "model.dropout": 0.3,
-        "model.pool_last": False,
-    },
-    {"model.whitening": True, "model.test_time_flip": True, "model.convolutions": 2, "model.pool_position": "first"},
-]
-
-
-def write(folder, data, flat=None, samples=0):
-    config = unflatten(flat or {})
-    model = create_model(config, data, torch.device("cpu")).eval()
-    scores = {"test": evaluate(predict_split(model, ImageTensors.of(data.test, torch.device("cpu"))))}
-    difference = write_bundle(folder, model, config, data, scores, {"one image": 0.1}, ORIGIN, samples)
-    return model, difference
+Whole = tuple[Path, Classifier, Written]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, digits):
+def whole(tmp_path_factory: pytest.TempPathFactory, digits: ImageData) -> Whole:
     folder = tmp_path_factory.mktemp("bundles") / "digits"
-    model, difference = write(folder, digits, samples=12)
-    return folder, model, difference
+    return folder, *write(folder, digits, samples=12)
 
 
-@pytest.mark.parametrize("flat", FAMILY)
-def test_the_written_graph_gives_the_live_models_probabilities(tmp_path, digits, flat):
-    model, difference = write(tmp_path / "bundle", digits, flat)
-    assert difference <= 1e-4
-    images = np.array(digits.test.images[:100])
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(images)).softmax(1).numpy()
-    loaded = Bundle(tmp_path / "bundle")
-    np.testing.assert_allclose(loaded.probabilities(images), expected, atol=1e-5)
-    np.testing.assert_allclose(loaded.probabilities(images[:1]), expected[:1], atol=1e-5)
+# ---- what is written ----
 
 
-def test_a_bundle_has_all_its_files_and_they_agree(written, digits):
-    folder, _, difference = written
-    assert {p.name for p in folder.iterdir()} == {*FILES, "samples"}
+def test_a_bundle_has_all_its_files_and_they_agree(whole: Whole, digits: ImageData) -> None:
+    folder, _, written = whole
+    assert {p.name for p in folder.iterdir()} == {*FILES, SAMPLES}
     assert tuple(json.loads((folder / "classes.json").read_text())) == digits.classes
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["max_difference"] == difference
+    assert metrics["max_difference"] == written.max_difference <= 1e-4
+    assert digits.test is not None
     assert np.sum(metrics["test"]["confusion"]) == len(digits.test)
     settings = json.loads((folder / "config.json").read_text())
     assert settings["image"] == {"channels": 1, "height": 8, "width": 8}
     assert unflatten(settings["hyperparameters"]) == unflatten({})
 
 
-def test_the_cards_example_runs_as_it_stands_in_a_fresh_process(written):
-    folder, _, _ = written
-    card = (folder / "README.md").read_text()
-    code = card.split("```python\n")[1].split("```")[0]
-    picture = sorted((folder / "samples").iterdir())[0]
-    (folder / "image.png").write_bytes(picture.read_bytes())
+def test_what_was_written_is_verified_and_measured_file_by_file(whole: Whole) -> None:
+    folder, _, _ = whole
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["verification"]) == {"model.onnx", "model.pt2", "weights.safetensors"}
+    for found in metrics["verification"].values():
+        assert found["images"] == VERIFIED_IMAGES
+        assert found["label_agreement"] == 1
+        assert found["max_difference"] <= 1e-4
+    assert set(metrics["latency_milliseconds"]) == {"model.onnx", "model.pt2"}
+    for of_batch in metrics["latency_milliseconds"].values():
+        assert all(0 < of_batch[n]["median"] <= of_batch[n]["p95"] for n in ("1", "64"))
+    assert metrics["bytes"] == {name: (folder / name).stat().st_size for name in metrics["verification"]}
+
+
+def test_the_checksums_are_those_that_sha256sum_checks(whole: Whole) -> None:
+    if shutil.which("sha256sum") is None:
+        pytest.skip("There is no sha256sum.")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True, check=False
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=whole[0], capture_output=True, text=True, check=False
     )
-    (folder / "image.png").unlink()
     assert done.returncode == 0, done.stderr
-    expected = next(Bundle(folder).predict([picture]))
-    assert done.stdout.split()[0] == expected.top[0][0]
+    checked = {line.partition(":")[0] for line in done.stdout.splitlines()}
+    assert checked == {*FILES} - {"README.md", "SHA256SUMS"}
 
 
-def test_samples_are_one_of_each_class_in_turn_named_by_their_label(written):
-    folder, _, _ = written
-    labels = [
-        path.stem.split("-")[1]
-        for path in sorted((folder / "samples").iterdir(), key=lambda p: int(p.stem.split("-")[0]))
-    ]
-    assert labels == [*map(str, range(10)), "0", "1"]
+def test_no_file_says_where_it_was_written(whole: Whole) -> None:
+    here = str(Path(__file__).parents[1]).encode()
+    for path in whole[0].iterdir():
+        if path.suffix == ".pt2":
+            shutil.unpack_archive(path, whole[0].parent / "unpacked", "zip")
+            assert not any(here in p.read_bytes() for p in (whole[0].parent / "unpacked").rglob("*") if p.is_file())
+        elif path.is_file():
+            assert here not in path.read_bytes(), path.name
 
 
-def test_an_image_file_is_predicted_like_its_pixels(written, digits):
-    folder, _, _ = written
-    loaded = Bundle(folder)
-    path = folder.parent / "one.png"
-    to_image(digits.test.images[5]).save(path)
-    prediction = next(loaded.predict([path], top=10))
-    expected = loaded.probabilities(np.array(digits.test.images[5:6]))[0]
-    assert prediction.path == str(path)
-    assert sum(p for _, p in prediction.top) == pytest.approx(1, abs=1e-4)
-    assert prediction.top[0] == (digits.classes[expected.argmax()], pytest.approx(float(expected.max()), abs=1e-6))
+def test_the_verified_images_are_of_every_class_and_of_another_split_where_the_first_has_too_few(
+    digits: ImageData,
+) -> None:
+    assert digits.test is not None
+    by_class = np.argsort(digits.test.labels, kind="stable")
+    sorted_split = dataclasses.replace(digits.test, rows=by_class)
+    spread = bundle_writing._some_images([sorted_split], 20)
+    labels = [digits.test.labels[(digits.test.images == image).all((1, 2, 3))][0] for image in spread]
+    assert set(labels) == set(range(10))
+    few = dataclasses.replace(digits.test, rows=digits.test.rows[:5])
+    assert len(bundle_writing._some_images([few, digits.validation], 30)) == 30
+    assert len(bundle_writing._some_images([few], 30)) == 5
 
 
-def test_predict_imports_no_ray_and_needs_no_experiments(written):
-    folder, _, _ = written
-    code = (
-        "import sys; from pathlib import Path; from trainer.bundle import Bundle; "
-        f"list(Bundle(Path({str(folder)!r})).predict(sorted(Path({str(folder / 'samples')!r}).iterdir()))); "
-        "assert 'ray' not in sys.modules and 'optuna' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_samples_are_one_of_each_class_in_turn_named_by_their_label(whole: Whole) -> None:
+    pictures = sorted((whole[0] / "samples").iterdir(), key=lambda p: int(p.stem.split("-")[0]))
+    assert [path.stem.split("-")[1] for path in pictures] == [*map(str, range(10)), "0", "1"]
 
 
-def test_a_graph_that_disagrees_is_refused_and_leaves_what_was_there(tmp_path, digits, monkeypatch):
+def test_a_graph_that_disagrees_is_refused_and_leaves_what_was_there(
+    tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "bundle"
     write(folder, digits)
     before = (folder / "metrics.json").read_text()
+    write_graphs = graphs.write_graphs
 
-    def export_something_else(live, image_shape, path):
-        other = create_model(unflatten({"training.seed": 9}), digits, torch.device("cpu")).eval()
-        other = bundle_module.Probabilities(other.to(memory_format=torch.contiguous_format))
-        example = torch.zeros(2, *image_shape, dtype=torch.uint8)
-        program = torch.export.export(other, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, path)
+    def write_others(live: graphs.Probabilities, *where: Any) -> None:
+        other = create_model(unflatten({"training.seed": 9}), digits, CPU).eval()
+        write_graphs(graphs.Probabilities(other.to(memory_format=torch.contiguous_format)), *where)
 
-    monkeypatch.setattr(bundle_module, "_export", export_something_else)
-    with pytest.raises(RuntimeError, match="disagrees with the model on 256 images"):
+    monkeypatch.setattr(graphs, "write_graphs", write_others)
+    with pytest.raises(RuntimeError, match=r"model\.onnx disagrees with the model on 256 images"):
         write(folder, digits)
     assert (folder / "metrics.json").read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path, digits):
+def test_a_file_that_cannot_be_run_is_told_of(
+    tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_graphs = graphs.write_graphs
+
+    def break_it(live: graphs.Probabilities, shape: tuple[int, int, int], torch_path: Path, onnx_path: Path) -> None:
+        write_graphs(live, shape, torch_path, onnx_path)
+        onnx_path.write_bytes(b"nothing")
+
+    monkeypatch.setattr(graphs, "write_graphs", break_it)
+    with pytest.raises(
+        RuntimeError, match=r"process that verifies it ended with status 1 at model\.onnx: .*onnxruntime"
+    ):
+        write(tmp_path / "bundle", digits)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path: Path, digits: ImageData) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="exists and is no bundle"):
         write(tmp_path, digits)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_folder_with_a_configuration_of_something_else_is_not_overwritten(tmp_path, digits):
+def test_a_folder_with_a_configuration_of_something_else_is_not_overwritten(tmp_path: Path, digits: ImageData) -> None:
     (tmp_path / "config.json").write_text('{"my": 1}')
     with pytest.raises(ValueError, match="exists and is no bundle"):
         write(tmp_path, digits)
     assert (tmp_path / "config.json").read_text() == '{"my": 1}'
 
 
-def test_what_somebody_put_beside_a_bundle_is_not_lost(written, tmp_path, digits):
+def test_what_somebody_put_beside_a_bundle_is_not_lost(whole: Whole, tmp_path: Path, digits: ImageData) -> None:
     folder = tmp_path / "bundle"
-    shutil.copytree(written[0], folder)
+    shutil.copytree(whole[0], folder)
     write(folder, digits)
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     (folder / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match=r"holds 'thesis\.txt' besides a bundle"):
         write(folder, digits)
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("classes.json", '["a", "b"]', "size mismatch for classifier.weight"),
-        ("classes.json", "[]", "classes.json: it must be a list"),
-        ("classes.json", '{"a": 1}', "classes.json: it must be a list"),
-        ("config.json", {"channels": 3}, "weights.safetensors does not fit to config.json"),
-        ("config.json", {"height": 10**9}, "at most 4096"),
-        ("config.json", {"height": -8}, "must be whole numbers above 0"),
-        ("config.json", {"height": "8"}, "must be whole numbers above 0"),
-        ("config.json", 99, "it is of format 99, but this convsweep reads format 1"),
-        ("metrics.json", "{", "metrics.json: "),
-        ("weights.safetensors", "nothing", "weights.safetensors: "),
-        ("model.pt2", "nothing", "model.pt2: File is not a zip file"),
-    ],
-)
-def test_a_bundle_whose_files_do_not_agree_is_refused(written, tmp_path, capfd, caplog, name, content, sentence):
-    folder = tmp_path / "bundle"
-    shutil.copytree(written[0], folder)
-    if not isinstance(content, str):
-        config = json.loads((folder / name).read_text())
-        config |= {"convsweep_bundle": content} if content == 99 else {"image": config["image"] | content}
-        content = json.dumps(config)
-    (folder / name).write_text(content)
-    with pytest.raises(ValueError, match="is no whole bundle") as error:
-        Bundle(folder)
-    assert sentence in str(error.value)
-    assert "Traceback" not in capfd.readouterr().err + caplog.text
+# ---- what is read ----
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty folder", "no graph", "truncated graph", "not json", "a file"])
-def test_what_is_no_bundle_is_refused_with_a_sentence(written, tmp_path, damage):
-    folder = tmp_path / "bundle"
-    if damage == "a file":
-        folder.write_text("x")
-    elif damage != "missing":
-        folder.mkdir()
-    if damage in ("no graph", "truncated graph", "not json"):
-        for name in FILES:
-            (folder / name).write_bytes((written[0] / name).read_bytes())
-    if damage == "no graph":
-        (folder / "model.pt2").unlink()
-    elif damage == "truncated graph":
-        (folder / "model.pt2").write_bytes((folder / "model.pt2").read_bytes()[:1000])
-    elif damage == "not json":
-        (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="bundle"):
-        Bundle(folder)
+def test_an_image_file_is_predicted_like_its_pixels(whole: Whole, digits: ImageData) -> None:
+    folder, model, _ = whole
+    assert digits.test is not None
+    loaded = Bundle(folder)
+    path = folder.parent / "one.png"
+    to_image(digits.test.images[5]).save(path)
+    prediction = next(loaded.predict([path], top=10))
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(digits.test.images[5:6])).softmax(1)[0].numpy()
+    assert prediction.path == str(path)
+    assert sum(p for _, p in prediction.top) == pytest.approx(1, abs=1e-4)
+    assert prediction.top[0] == (digits.classes[expected.argmax()], pytest.approx(float(expected.max()), abs=1e-5))
 
 
-def test_an_archive_of_an_unknown_kind_is_refused(written, tmp_path):
-    folder = tmp_path / "bundle"
-    shutil.copytree(written[0], folder)
-    graph = bytearray((folder / "model.pt2").read_bytes())
-    entry = graph.rindex(b"PK\x01\x02")  # the last of the directory at the end
-    graph[entry + 6] = 80  # needs version 8.0
-    (folder / "model.pt2").write_bytes(graph)
-    with pytest.raises(ValueError, match=r"no whole bundle: model\.pt2: .*version 8"):
-        Bundle(folder)
+def test_reading_and_predicting_import_neither_torch_nor_ray_and_need_no_experiments(whole: Whole) -> None:
+    folder, _, _ = whole
+    code = (
+        "import sys; from pathlib import Path; from trainer.bundle import Bundle; "
+        f"list(Bundle(Path({str(folder)!r})).predict(sorted(Path({str(folder / 'samples')!r}).iterdir()))); "
+        "assert not {'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-def test_an_image_that_cannot_be_read_is_named(written, tmp_path):
-    loaded = Bundle(written[0])
+def test_a_bundle_goes_to_another_process_whole(whole: Whole, digits: ImageData) -> None:
+    loaded = Bundle(whole[0], threads=1)
+    again = pickle.loads(pickle.dumps(loaded))
+    assert digits.test is not None
+    images = np.array(digits.test.images[:5])
+    np.testing.assert_array_equal(again.probabilities(images), loaded.probabilities(images))
+    assert (again.classes, again.image_shape) == (loaded.classes, loaded.image_shape)
+
+
+def test_another_user_runs_a_bundle_in_another_place(whole: Whole) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("Only root can become another user.")
+    place = Path("/tmp") / f"convsweep-test-{os.getpid()}"
+    shutil.copytree(whole[0], place)
+    try:
+        for path in [place, *place.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        code = (
+            "import os; from pathlib import Path; from trainer.bundle import Bundle\n"
+            "def classify(folder): return next(Bundle(folder).predict([folder / 'samples' / '0-0.png'])).top[0][0]\n"
+            f"classify(Path({str(whole[0])!r}))\n"  # imports everything: the packages may be where only root can read
+            "os.setgid(65534); os.setuid(65534); os.environ['HOME'] = '/nonexistent'\n"
+            f"print(classify(Path({str(place)!r})))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        expected = next(Bundle(whole[0]).predict([whole[0] / "samples" / "0-0.png"]))
+        assert done.stdout.strip() == expected.top[0][0]
+    finally:
+        shutil.rmtree(place)
+
+
+def test_a_precision_that_was_not_exported_is_answered_with_how_to_have_it(whole: Whole) -> None:
+    with pytest.raises(ValueError, match=r"has no model\.int8\.onnx, only fp32: `convsweep export --int8` writes it"):
+        Bundle(whole[0], "int8")
+    with pytest.raises(ValueError, match="A precision is one of fp32, fp16, int8, but got 'int4'"):
+        Bundle(whole[0], "int4")
+
+
+def test_an_image_that_cannot_be_read_is_named(whole: Whole, tmp_path: Path) -> None:
+    loaded = Bundle(whole[0])
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(BrokenImageError, match=r"a\.png"):
         list(loaded.predict([tmp_path / "a.png"]))
@@ -233,9 +244,9 @@ def test_an_image_that_cannot_be_read_is_named(written, tmp_path):
         list(loaded.predict([Path(tmp_path / "none.png")]))
 
 
-def test_an_open_file_is_classified_as_its_path_is_and_keeps_its_name(written):
-    loaded = Bundle(written[0])
-    paths = sorted((written[0] / "samples").iterdir())[:3]
+def test_an_open_file_is_classified_as_its_path_is_and_keeps_its_name(whole: Whole) -> None:
+    loaded = Bundle(whole[0])
+    paths = sorted((whole[0] / "samples").iterdir())[:3]
     from_paths = list(loaded.predict(paths))
     files = [io.BytesIO(path.read_bytes()) for path in paths]
     files[0].name = "mine.png"

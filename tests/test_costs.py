@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from trainer import evaluation, worker
+from trainer import latency, worker
 from trainer.checkpoint import CheckpointStore
 from trainer.costs import Costing, Limit, check, measure
 from trainer.data import DataConfig, ImageData
@@ -41,18 +41,20 @@ def test_the_latency_is_that_of_the_stated_batch_and_measured_only_where_it_is_a
     model: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = []
-    measured = evaluation.latency_milliseconds
-    monkeypatch.setattr(evaluation, "latency_milliseconds", lambda m, b: batches.append(b) or measured(m, b, repeats=2))
+    monkeypatch.setattr(latency, "WARM_UP", 0)
+    monkeypatch.setattr(latency, "measure", lambda run, measured=latency.measure: measured(run, passes=1))
+    model.register_forward_pre_hook(lambda _, images: batches.append(images[0]))
     assert "latency_ms" not in measure(model, SHAPE, CPU, Costing(("parameters", "size_mb")))
     assert not batches
     assert measure(model, SHAPE, CPU, Costing(("latency_ms",), latency_batch=3))["latency_ms"] > 0
-    assert [(tuple(batch.shape), batch.dtype) for batch in batches] == [((3, *SHAPE), torch.uint8)]
+    assert {(tuple(batch.shape), batch.dtype) for batch in batches} == {((3, *SHAPE), torch.uint8)}
 
 
 def test_measuring_changes_nothing_in_the_network(model: Classifier) -> None:
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.train().state_dict().items()}
     state = torch.get_rng_state()
     measure(model, SHAPE, CPU, Costing(("latency_ms",)))
+    assert not model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
 

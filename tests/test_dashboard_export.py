@@ -207,7 +207,7 @@ def test_the_button_exports_the_trial(page: AppTest, experiments: Path) -> None:
     assert (bundle(experiments) / "model.pt2").is_file()
     assert EXPORTER._last is not None
     assert EXPORTER._last.steps[0] == "Loading PyTorch"
-    assert EXPORTER._last.steps[-1] == "Scoring the model, writing the bundle and checking it"
+    assert EXPORTER._last.steps[-1] == "Writing the card"
 
 
 def test_weights_are_found_where_the_sweep_has_put_them(page: AppTest, experiments: Path, tmp_path: Path) -> None:

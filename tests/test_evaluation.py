@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 
-from trainer.evaluation import calibrate, class_scores, evaluate, latency_milliseconds
-from trainer.hyperparameters import ModelConfig
+from trainer.evaluation import calibrate, class_scores, evaluate
 from trainer.loop import Evaluation
-from trainer.model import build_model
 
 
 def sure_of(classes: int, predicted: list[int], confidence: float = 0.9) -> Tensor:
@@ -138,12 +136,3 @@ def test_scores_are_plain_values() -> None:
     scores = evaluate(Evaluation(sure_of(3, [0, 1, 2]), torch.tensor([0, 1, 1])))
     assert json.loads(json.dumps(scores.to_json())) == scores.to_json()
     assert set(scores.to_json()) == {"images", "loss", "accuracy", "macro_f1", "calibration_error", "confusion"}
-
-
-def test_latency_is_measured_on_the_model_as_it_predicts() -> None:
-    config = ModelConfig(blocks=1, kernel_size=(3,), filters=(4,), batch_norm=True, dropout=0.5)
-    model = build_model(config, (1, 8, 8), 3, [0.0], [1.0]).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert latency_milliseconds(model, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), repeats=3) > 0
-    assert not model.training
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,14 +14,11 @@ from torch import Tensor, nn
 
 from tests.family_networks import BOTH_WAYS, EACH, RESNET, RNN, TRANSFORMER, Flat, build, images_of
 from trainer.batches import ImageTensors
-from trainer.bundle import Bundle, Origin, write_bundle
 from trainer.data import ImageData
-from trainer.evaluation import evaluate
 from trainer.hyperparameters import unflatten
-from trainer.loop import create_model, predict_split, train
+from trainer.loop import create_model, train
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier, parameter_count
-from trainer.model_card import model_card
 from trainer.objective import build_optimizers
 from trainer.residual import Unit
 from trainer.transformer import Attention, Cut, Positions
@@ -246,44 +241,3 @@ def test_every_parameter_is_moved_once_and_decay_shrinks_what_multiplies(flat: F
     if optimizer == "muon":
         first = {id(p) for group in optimizers[0].param_groups for p in group["params"]}
         assert {name for name, p in model.named_parameters() if id(p) in first} == names - {"classifier.weight"}
-
-
-# ---- bundles and cards ----
-
-ORIGIN = Origin(sweep=None, trial=None, epochs=1, command="convsweep train --data digits")
-
-
-@EACH
-def test_a_bundle_gives_the_live_models_probabilities_for_any_number_of_images(
-    flat: Flat, digits: ImageData, tmp_path: Path
-) -> None:
-    config = unflatten(flat)
-    model = create_model(config, digits, CPU).eval()
-    assert digits.test is not None
-    scores = {"test": evaluate(predict_split(model, ImageTensors.of(digits.test, CPU)))}
-    folder = tmp_path / "bundle"
-    assert write_bundle(folder, model, config, digits, scores, {"one image": 0.1}, ORIGIN) <= 1e-4
-    images = np.array(digits.test.images[:50])
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(images)).softmax(1).numpy()
-    bundle, graph = Bundle(folder), torch.export.load(folder / "model.pt2").module()
-    for count in (1, 3, 50):
-        from_graph = graph(torch.from_numpy(images[:count])).detach().numpy()
-        np.testing.assert_allclose(from_graph, expected[:count], atol=1e-5)
-        np.testing.assert_allclose(bundle.probabilities(images[:count]), expected[:count], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("flat", "words"),
-    [
-        ({}, "A convolutional network that tells 10 classes apart"),
-        (RESNET, "A residual network that tells 10 classes apart"),
-        (RNN, "A recurrent network, which reads the rows of an image, that tells 10 classes apart"),
-        (TRANSFORMER, "A vision transformer that tells 10 classes apart"),
-    ],
-)
-def test_the_card_says_what_kind_of_network_it_is(flat: Flat, words: str, digits: ImageData) -> None:
-    config = unflatten(flat)
-    model = create_model(config, digits, CPU)
-    scores = {"validation": evaluate(predict_split(model, ImageTensors.of(digits.validation, CPU)))}
-    assert words in model_card(model, config, digits, scores, {}, "convsweep train --data digits")

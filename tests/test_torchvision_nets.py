@@ -24,9 +24,11 @@ from torchvision import models
 
 from cluster.export import rebuild
 from dashboard import pictures
+from tests.written_bundles import ORIGIN
 from trainer.attention import grad_cam
 from trainer.batches import ImageTensors
-from trainer.bundle import Bundle, Origin, write_bundle
+from trainer.bundle import Bundle
+from trainer.bundle_writing import write_bundle
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.data import DataConfig, ImageData, load_data
 from trainer.hyperparameters import unflatten
@@ -34,7 +36,6 @@ from trainer.layers import describe_layers
 from trainer.loop import create_model, train
 from trainer.metrics import EpochMetrics
 from trainer.model import Classifier, build_model, parameter_count
-from trainer.model_card import model_card
 from trainer.objective import build_optimizers
 from trainer.torchvision_names import FAMILIES, NAMES
 from trainer.torchvision_nets import MEAN, STD, last_maps, load_pretrained, parts_of
@@ -229,26 +230,6 @@ def test_it_learns_the_digits(digits: ImageData) -> None:
     assert metrics[-1].val_accuracy > 0.6
 
 
-def test_a_bundle_is_rebuilt_and_its_graph_takes_any_number_of_images(digits: ImageData, tmp_path: Path) -> None:
-    config = unflatten(flat(SMALL))
-    model = create_model(config, digits, CPU).eval()
-    origin = Origin(sweep=None, trial=None, epochs=1, command="convsweep train --data digits")
-    folder = tmp_path / "bundle"
-    write_bundle(folder, model, config, digits, scores_of_nothing(), {}, origin)
-    assert digits.test is not None
-    images = np.array(digits.test.images[:20])
-    expected = model(torch.from_numpy(images)).softmax(1).detach().numpy()
-    graph = torch.export.load(folder / "model.pt2").module()
-    np.testing.assert_allclose(graph(torch.from_numpy(images)).detach().numpy(), expected, atol=1e-5)
-    np.testing.assert_allclose(Bundle(folder).probabilities(images), expected, atol=1e-5)
-
-
-def scores_of_nothing() -> Any:
-    from trainer.evaluation import Scores
-
-    return {"validation": Scores(10, 0.1, 0.9, 0.9, 0.0, np.eye(10, dtype=int).tolist())}
-
-
 # ---- its parts ----
 
 
@@ -413,8 +394,7 @@ def test_what_is_rebuilt_from_its_own_weights_downloads_nothing(home: Path, digi
     model = create_model(config, digits, CPU).eval()
     with torch.no_grad():
         model.features[1].conv1[0].weight.mul_(2)
-    origin = Origin(sweep=None, trial=None, epochs=1, command="convsweep train --data digits")
-    write_bundle(tmp_path / "bundle", model, config, digits, scores_of_nothing(), {}, origin)
+    write_bundle(tmp_path / "bundle", model, config, digits, {}, ORIGIN)
     planted_file(home, SMALL).unlink()
     images = digits.train.images[:5]
     expected = model(torch.from_numpy(images))
@@ -450,18 +430,6 @@ def test_processes_that_need_the_same_weights_download_them_once(
     assert len(downloads) == 1
     assert equal(first, second)
     assert capfd.readouterr().out == ""  # it is the command's own
-
-
-def test_the_card_says_where_a_network_and_its_first_weights_are_from(digits: ImageData) -> None:
-    model = build(SMALL, (1, 8, 8), 10)
-    cards = [
-        model_card(
-            model, unflatten(flat(SMALL, **more)), digits, scores_of_nothing(), {}, "convsweep train --data digits"
-        )
-        for more in ({}, {"pretrained": True})
-    ]
-    assert f"A network of torchvision's kind {SMALL} that tells 10 classes apart" in cards[0]
-    assert "which began with torchvision's weights from ImageNet, that tells 10 classes apart" in cards[1]
 
 
 # ---- frozen epochs ----

@@ -88,14 +88,22 @@ def measure(
     """
     import torch
 
-    from trainer.evaluation import latency_milliseconds
+    from trainer import latency
     from trainer.model import parameter_count
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     costs: dict[str, float] = {"parameters": parameter_count(model), "size_mb": size / 1e6}
     if "latency_ms" in costing.names:
         batch = torch.zeros(costing.latency_batch, *image_shape, dtype=torch.uint8, device=device)
-        costs["latency_ms"] = latency_milliseconds(model, batch)
+        model.eval()
+
+        def run() -> None:
+            model(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        with torch.inference_mode():
+            costs["latency_ms"] = latency.measure(run).median
     return costs
 
 

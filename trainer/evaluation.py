@@ -1,9 +1,7 @@
-"""How good a model is on a split: accuracy, macro-F1, confusion matrix, calibration; and how fast: latency."""
+"""How good a model is on a split: accuracy, macro-F1, confusion matrix, calibration."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    import torch
-
     from trainer.loop import Evaluation
-    from trainer.model import Classifier
 
 CALIBRATION_BINS = 15
 
@@ -89,18 +84,22 @@ def evaluate(evaluation: Evaluation) -> Scores:
     import torch.nn.functional as F
     from sklearn.metrics import confusion_matrix, f1_score
 
-    probabilities = evaluation.logits.softmax(1)
-    confidence, predicted = probabilities.max(1)
-    labels = evaluation.labels
-    classes = list(range(probabilities.shape[1]))
+    predicted, labels = evaluation.logits.argmax(1), evaluation.labels
+    classes = list(range(evaluation.logits.shape[1]))
     return Scores(
         images=len(labels),
         loss=F.cross_entropy(evaluation.logits, labels).item(),
         accuracy=(predicted == labels).double().mean().item(),
         macro_f1=float(f1_score(labels, predicted, labels=classes, average="macro", zero_division=0.0)),
-        calibration_error=calibrate(confidence.numpy(), (predicted == labels).numpy()).error,
+        calibration_error=calibration_of(evaluation).error,
         confusion=confusion_matrix(labels, predicted, labels=classes).tolist(),
     )
+
+
+def calibration_of(evaluation: Evaluation) -> Calibration:
+    """The calibration of a model's logits."""
+    confidence, predicted = evaluation.logits.softmax(1).max(1)
+    return calibrate(confidence.numpy(), (predicted == evaluation.labels).numpy())
 
 
 def class_scores(confusion: NDArray[np.int64]) -> ClassScores:
@@ -135,20 +134,3 @@ def calibrate(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> Ca
         return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
 
     return Calibration(mean(confidence), mean(correct), count)
-
-
-def latency_milliseconds(model: Classifier, batch: torch.Tensor, repeats: int = 20) -> float:
-    """The median time of one forward pass over `batch` uint8 `(N, C, H, W)`, after three to warm up."""
-    import torch
-
-    model.eval()
-    times = []
-    with torch.inference_mode():
-        for i in range(repeats + 3):
-            started = time.perf_counter()
-            model(batch)
-            if batch.device.type == "cuda":
-                torch.cuda.synchronize(batch.device)
-            if i >= 3:
-                times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times)

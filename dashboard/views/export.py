@@ -121,14 +121,16 @@ def _bundle(written: Written, sweep: SweepRecord, trial: TrialRecord) -> None:
         for split, scores in written.scores.items():
             images = counted(int(scores["images"]), "image")
             st.metric(f"{split.capitalize()} accuracy", f"{scores['accuracy']:.4f}", help=f"On {images}", border=True)
-        if written.latency_milliseconds is not None:
-            help_text = "The median time of one image on the processor that exported it"
-            st.metric("Latency", f"{written.latency_milliseconds:.2f} ms", help=help_text, border=True)
+        help_text = "The median time of one image on the processor that exported it"
+        st.metric("Latency", f"{written.latency_milliseconds:.2f} ms", help=help_text, border=True)
     trying, card = st.tabs(["Try it", "Model card"])
     with trying:
         st.fragment(partial(_try, written))()
     with card, st.container(border=True):
         st.markdown(written.card, anchors=False)
+        with st.container(horizontal=True):
+            for picture in written.pictures:
+                st.image(str(picture), alt=f"{picture.stem} of the model", width=380)
     st.caption(f"The bundle of {plain(sweep.name)}, trial {trial.number}, is in {plain(str(written.folder))}.")
 
 
