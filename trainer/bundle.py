@@ -1,4 +1,4 @@
-"""The exported model: a folder that classifies images without convsweep. Write, verify, load, predict."""
+"""The exported model: a folder that classifies images without convsweep. Write, verify, load."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import cast
 
 import numpy as np
 import safetensors
@@ -26,7 +26,7 @@ from trainer.data import ImageData
 from trainer.evaluation import Scores
 from trainer.fold_scores import FoldFigures
 from trainer.hyperparameters import ModelConfig, TrialConfig, flatten, unflatten
-from trainer.images import name_of, read_image, to_image
+from trainer.images import to_image
 from trainer.model import Classifier, build_model
 from trainer.model_card import model_card
 from trainer.seed_figures import SeedFigures
@@ -195,19 +195,6 @@ def _write_json(path: Path, content: object) -> None:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One image's classes with their probabilities, the likeliest first. `path` is the name of an open file."""
-
-    path: str
-    top: tuple[tuple[str, float], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """What `predict --json` says of an image."""
-        label, probability = self.top[0]
-        return {"path": self.path, "label": label, "probability": probability, "top": [list(pair) for pair in self.top]}
-
-
-@dataclass(frozen=True)
 class _Facts:
     """What a bundle's files say: the images' shape (C, H, W), the classes, the network and its weights."""
 
@@ -300,16 +287,3 @@ class Bundle:
         """Probabilities `(N, classes)` of uint8 images `(N, C, H, W)`."""
         with torch.inference_mode():
             return cast(NDArray[np.float32], self._model(torch.from_numpy(images)).numpy())
-
-    def predict(self, sources: Sequence[Path | IO[bytes]], top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-        """The predictions for image files, or open files of a stranger, in their order: `read_image` says which may be read.
-
-        Raises BrokenImageError for one that cannot be read.
-        """
-        channels, height, width = self.image_shape
-        for start in range(0, len(sources), batch_size):
-            batch = sources[start : start + batch_size]
-            images = np.stack([read_image(source, height, width, channels) for source in batch])
-            for source, row in zip(batch, self.probabilities(images), strict=True):
-                best = row.argsort()[::-1][:top]
-                yield Prediction(name_of(source), tuple((self.classes[i], round(float(row[i]), 6)) for i in best))
