@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ import typer
 from cluster.options import Json as JsonOption
 from cluster.prediction_progress import PredictionProgress
 from cluster.prediction_writers import Csv, Form, Json, Lines, check_target, writing
-from trainer.predicting import BATCH_SIZE, Failure, Prediction
+from trainer.predicting import BATCH_SIZE
 from trainer.predicting import predict as predict_here
 from trainer.sources import Sources
 
@@ -84,23 +83,18 @@ def predict(
 
         results = predict_on_cluster(loaded, sources, address, top, batch_size, progress)
     with contextlib.closing(results), progress:
-        _write(results, sources, progress, _form(as_json, as_csv, to, min(top, len(loaded.classes))), to)
+        form = _form(as_json, as_csv, to, min(top, len(loaded.classes)))
+        first = next(results, None)
+        if first is None:  # said before anything is written
+            raise ValueError(sources.nothing())
+        with writing(form, to, batch_size) as write:
+            for found in chain([first], results):
+                write(found)
+                progress.found(found)
     if sources.left_out:
         typer.echo(sources.said_left_out(), err=True)
     if progress.failed:
         raise RuntimeError(f"{progress.failed:,} of {progress.done:,} images could not be read.")
-
-
-def _write(
-    results: Iterator[Prediction | Failure], sources: Sources, progress: PredictionProgress, form: Form, to: Path | None
-) -> None:
-    first = next(results, None)
-    if first is None:  # said before anything is written
-        raise ValueError(sources.nothing())
-    with writing(form, to) as write:
-        for found in chain([first], results):
-            write(found)
-            progress.found(found)
 
 
 def _form(as_json: bool, as_csv: bool, to: Path | None, columns: int) -> Form:

@@ -8,15 +8,11 @@ import io
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
 from trainer.predicting import Failure, Prediction
-
-FLUSH_SECONDS = 0.5
-"""So often what was written leaves a buffer that is not full; on a terminal at once."""
 
 
 class Form(Protocol):
@@ -111,25 +107,24 @@ def check_target(to: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(form: Form, to: Path | None) -> Iterator[Callable[[Prediction | Failure], None]]:
-    """A function that writes what was found of an image into the file, or to standard output.
+def writing(form: Form, to: Path | None, batch_size: int) -> Iterator[Callable[[Prediction | Failure], None]]:
+    """A function that writes what was found of an image into the file, or to standard output, where a batch is seen at once.
 
     The file is there, whole, when the context has ended without an exception, and else is what it was before. The text is UTF-8; a
     path that is none is written with the bytes that it has.
     """
     with _opened(to) as file:
-        at_once = file.isatty()
-        flushed = time.monotonic()
-
-        def write(found: Prediction | Failure) -> None:
-            nonlocal flushed
-            put(form.record(found))
-            if at_once or time.monotonic() > flushed + FLUSH_SECONDS:
-                file.flush()
-                flushed = time.monotonic()
+        written = 0
 
         def put(text: str) -> None:
             file.write(text.encode("utf-8", "surrogateescape"))
+
+        def write(found: Prediction | Failure) -> None:
+            nonlocal written
+            put(form.record(found))
+            written += 1
+            if written % batch_size == 0:
+                file.flush()
 
         put(form.begin())
         yield write

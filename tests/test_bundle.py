@@ -1,9 +1,7 @@
-import io
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +12,9 @@ from trainer.batches import ImageTensors
 from trainer.bundle import FILES, Bundle, Origin, write_bundle
 from trainer.evaluation import evaluate
 from trainer.hyperparameters import unflatten
-from trainer.images import BrokenImageError, to_image
+from trainer.images import to_image
 from trainer.loop import create_model, predict_split
+from trainer.predicting import predict
 
 ORIGIN = Origin(sweep="s", trial=3, epochs=1, command="convsweep sweep --data digits")
 FAMILY = [
@@ -83,7 +82,7 @@ def test_the_cards_example_runs_as_it_stands_in_a_fresh_process(written):
     )
     (folder / "image.png").unlink()
     assert done.returncode == 0, done.stderr
-    expected = next(Bundle(folder).predict([picture]))
+    (expected,) = predict(Bundle(folder), [picture])
     assert done.stdout.split()[0] == expected.top[0][0]
 
 
@@ -101,22 +100,11 @@ def test_an_image_file_is_predicted_like_its_pixels(written, digits):
     loaded = Bundle(folder)
     path = folder.parent / "one.png"
     to_image(digits.test.images[5]).save(path)
-    prediction = next(loaded.predict([path], top=10))
+    (prediction,) = predict(loaded, [path], top=10)
     expected = loaded.probabilities(np.array(digits.test.images[5:6]))[0]
     assert prediction.path == str(path)
     assert sum(p for _, p in prediction.top) == pytest.approx(1, abs=1e-4)
     assert prediction.top[0] == (digits.classes[expected.argmax()], pytest.approx(float(expected.max()), abs=1e-6))
-
-
-def test_predict_imports_no_ray_and_needs_no_experiments(written):
-    folder, _, _ = written
-    code = (
-        "import sys; from pathlib import Path; from trainer.bundle import Bundle; "
-        f"list(Bundle(Path({str(folder)!r})).predict(sorted(Path({str(folder / 'samples')!r}).iterdir()))); "
-        "assert 'ray' not in sys.modules and 'optuna' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_graph_that_disagrees_is_refused_and_leaves_what_was_there(tmp_path, digits, monkeypatch):
@@ -222,23 +210,3 @@ def test_an_archive_of_an_unknown_kind_is_refused(written, tmp_path):
     (folder / "model.pt2").write_bytes(graph)
     with pytest.raises(ValueError, match=r"no whole bundle: model\.pt2: .*version 8"):
         Bundle(folder)
-
-
-def test_an_image_that_cannot_be_read_is_named(written, tmp_path):
-    loaded = Bundle(written[0])
-    (tmp_path / "a.png").write_text("no image")
-    with pytest.raises(BrokenImageError, match=r"a\.png"):
-        list(loaded.predict([tmp_path / "a.png"]))
-    with pytest.raises(BrokenImageError, match="There is no image"):
-        list(loaded.predict([Path(tmp_path / "none.png")]))
-
-
-def test_an_open_file_is_classified_as_its_path_is_and_keeps_its_name(written):
-    loaded = Bundle(written[0])
-    paths = sorted((written[0] / "samples").iterdir())[:3]
-    from_paths = list(loaded.predict(paths))
-    files = [io.BytesIO(path.read_bytes()) for path in paths]
-    files[0].name = "mine.png"
-    from_files = list(loaded.predict(files))
-    assert [p.top for p in from_files] == [p.top for p in from_paths]
-    assert [p.path for p in from_files] == ["mine.png", "the image", "the image"]
