@@ -358,31 +358,60 @@ def test_it_needs_neither_ray_nor_pandas(bundle: Path, pictures: Path) -> None:
 # ---- on a cluster ----
 
 
+UNREADABLE = """
+import sys
+from pathlib import Path
+from cluster.distributed_predict import predict_on_cluster
+from cluster.prediction_progress import PredictionProgress
+
+class Bundle:
+    def __reduce__(self):
+        return int, ("no number",)
+
+try:
+    list(predict_on_cluster(Bundle(), [Path("a.png")], sys.argv[1], 5, 64, PredictionProgress(1, False)))
+except RuntimeError as error:
+    print(error)
+"""
+
+
 @pytest.mark.slow
-def test_a_cluster_writes_the_same_bytes(bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_writes_the_same_bytes_and_says_in_a_sentence_what_it_cannot_do(
+    bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    Path("gone1.png").symlink_to("nowhere")
+    image = (pictures / ODD[3]).read_bytes()
 
-    def run(*words: object) -> tuple[int, bytes, bytes]:
-        process = started(*words)
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
+    def run(*words: object, given: bytes = b"") -> tuple[int, bytes, str]:
+        process = started(bundle, *words)
+        out, err = process.communicate(given, timeout=300)
+        return process.returncode, out, err.decode()
 
     with LocalNodes(2) as nodes:
+        on_it = ("--address", nodes.address)
         for words in (
-            [bundle, pictures, "gone?.png", "--json", "--batch-size", 8],
-            [bundle, pictures.absolute(), "--csv", "--top", 2],
+            [pictures, "gone?.png", "--json", "--batch-size", 8],
+            [pictures.absolute(), "--csv", "--top", 2],
+            ["-"],
         ):
-            Path("gone1.png").symlink_to("nowhere")
-            here = run(*words)
-            there = run(*words, "--address", nodes.address)
-            assert there[1:] == here[1:]
-            assert there[0] == here[0] == 1
-            assert b"broken.png" in there[1]
-            Path("gone1.png").unlink()
-        # the files of a node that does not have the folder are told to be missing, each by itself
-        status, _, err = run(bundle, "-", "--json", "--address", nodes.address)
-        assert (status, err.count(b"\n")) == (2, 1)
-        status, _, err = run(bundle, pictures, "--address", nodes.address, "--to", "found.json")
-        assert status == 1
-        assert Path("found.json").read_bytes() == run(bundle, pictures, "--json")[1]
+            given = os.fsencode(pictures / ODD[2]) if words == ["-"] else b""
+            here = run(*words, given=given)
+            assert here[0] == (0 if words == ["-"] else 1)
+            assert here[1]
+            assert run(*words, *on_it, given=given) == here
+        assert run(pictures, *on_it, "--to", "found.csv")[:2] == (1, b"")
+        assert Path("found.csv").read_bytes() == run(pictures, "--csv")[1]
+        assert run("-", *on_it, given=image) == (
+            2,
+            b"",
+            "convsweep: The nodes of a cluster cannot see standard input: for the image there, leave out --address.\n",
+        )
+        status, _, err = run("-", *on_it)
+        assert (status, err.count("\n")) == (2, 1)
+        words = [sys.executable, "-c", UNREADABLE, nodes.address]
+        failed = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        assert failed.stdout.startswith("The cluster could not classify the images: "), failed.stderr
+        assert "no number" in failed.stdout
+        assert (failed.stdout.count("\n"), failed.stderr) == (1, "")

@@ -56,7 +56,7 @@ def pictures(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{number:02d}.png" for number in range(20)]
     for number, path in enumerate(paths):
         side = 80 if number % 2 else 8
-        Image.fromarray(rng.integers(0, 13 * (number + 1), (side, side, 3), np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 12 * (number + 1), (side, side, 3), np.uint8)).save(path)
     for number in (2, 7):
         paths[number].write_bytes(b"no image" * (2000 if number == 7 else 1))
     paths[19].unlink()
