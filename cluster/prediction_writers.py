@@ -41,7 +41,7 @@ class Lines:
             return ""
         (label, probability), *others = found.top
         rest = "  ".join(f"{label} {probability:.3f}" for label, probability in others)
-        return f"{printable(found.path)}: {label} {probability:.3f}{f'   [{rest}]' if rest else ''}\n"
+        return printable(f"{found.path}: {label} {probability:.3f}{f'   [{rest}]' if rest else ''}") + "\n"
 
     def end(self) -> str:
         """Nothing."""
@@ -52,11 +52,11 @@ class Json:
     """One document, a list, with an object in a line for each image: `Prediction.to_json` or `Failure.to_json`."""
 
     def __init__(self) -> None:
-        self._separator = "[\n  "
+        self._separator = "\n  "
 
     def begin(self) -> str:
-        """Nothing: the bracket comes with the first image."""
-        return ""
+        """A bracket."""
+        return "["
 
     def record(self, found: Prediction | Failure) -> str:
         """The object, in ASCII: also of a path that is no text."""
