@@ -26,6 +26,8 @@ IMAGE_ENDINGS = frozenset(
 """By which the files of a folder are taken for images. Pillow does not read all of them everywhere; of those one is told."""
 
 _ENDING = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+_BELOW = "\0"
+"""Sorts a folder before all names that begin as its own does, as `sorted` does with paths."""
 _SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 _IMAGE = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a.[\0-\x1f].[\0-\x1f]|RIFF.{4}WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]",
@@ -109,24 +111,33 @@ def _named(word: str) -> list[str]:
 
 
 def _walk(folder: str, left_out: Counter[str]) -> Iterator[str | Failure]:
-    """The images below the folder; of one folder at a time the names are in memory."""
+    """The images below the folder; of one folder at a time the names are in memory, 80 bytes each."""
     try:
         with os.scandir(folder) as there:
-            entries = sorted((entry for entry in there if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+            names = sorted(name for entry in there if (name := _to_read(entry, left_out)) is not None)
     except OSError as error:
         yield Failure(folder, f"The folder {folder!r} cannot be read: {error.strerror}.")
         return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, left_out)
-        elif ending := _other_ending(entry.name):
-            left_out[ending] += 1
-        elif entry.is_file() or not os.path.exists(entry.path):  # noqa: PTH110 -- of a link that leads nowhere one is told
-            yield entry.path
+    for name in names:
+        path = os.path.join(folder, name.removesuffix(_BELOW))  # noqa: PTH118 -- of millions
+        if name.endswith(_BELOW):
+            yield from _walk(path, left_out)
+        else:
+            yield path
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in _SYSTEM_FILES
+def _to_read(entry: os.DirEntry[str], left_out: Counter[str]) -> str | None:
+    """The entry's name, with `_BELOW` behind a folder's; None for what is passed over."""
+    if entry.name.startswith(".") or entry.name in _SYSTEM_FILES:
+        return None
+    if entry.is_dir(follow_symlinks=False):
+        return entry.name + _BELOW
+    if not entry.is_file() and os.path.exists(entry.path):  # noqa: PTH110 -- but of a link that leads nowhere one is told
+        return None
+    if ending := _other_ending(entry.name):
+        left_out[ending] += 1
+        return None
+    return entry.name
 
 
 def _other_ending(name: str) -> str | None:
