@@ -37,6 +37,7 @@ bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DAT
 	$(BIN)/python -m bench.nodes
 	$(BIN)/python -m bench.search
 	$(BIN)/python -m bench.gpu
+	$(BIN)/python -m bench.predict
 	$(BIN)/python -m bench.report
 	$(BIN)/python -m bench.tasks
 

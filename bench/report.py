@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 
 from bench import results
+from bench.predict import rates, share
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
@@ -213,6 +214,25 @@ def gpu(name: str, found: dict[str, Any]) -> str:
     )
 
 
+def predict(name: str, found: dict[str, Any]) -> str:
+    """Classifying folders of files, on one core."""
+    rows, promises, speeds = [], [], {}
+    for kind, one in found["kinds"].items():
+        for way, who in (("bare", "bare loop"), ("convsweep", "convsweep")):
+            alone, together = rates(one, way)
+            start = statistics.median(one[way]["one"])
+            size = f"{one['bytes'] / one['files'] / 1000:.1f} kB"
+            rows.append((kind, f"{one['files']:,}", size, who, f"{alone:,.0f}", f"{together:,.0f}", f"{start:.2f} s"))
+            speeds[f"{kind}\n{who}"] = alone
+        promises.append(at_least(f"{kind}: images per second against the bare loop", 0.8, share(one), "{:.2f}"))
+    heads = ("files", "how many", "of", "by", "images per second", "with the start", "start")
+    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
+    return (
+        f"## Classifying files on one core (`bench.predict`)\n\nWith {packages}.\n\n{_table(heads, rows)}\n"
+        f"{_table(PROMISE, promises)}\n{bars(name, 'images/s', speeds)}"
+    )
+
+
 def at_least(what: str, promised: float, measured: float, form: str) -> tuple[str, str, str, str]:
     """A row of a table of promises: it is kept by that much or more."""
     return what, f">= {promised:g}", form.format(measured), "yes" if measured >= promised else "no"
@@ -265,6 +285,7 @@ WRITERS = {
     "scale": scale,
     "nodes": nodes,
     "gpu": gpu,
+    "predict": predict,
 }
 
 

@@ -43,6 +43,7 @@ from cluster.options import (
     default_root,
     free_name,
 )
+from cluster.predict_command import predict
 from cluster.studies import Studies
 from trainer.data import DataConfig
 
@@ -247,7 +248,7 @@ def show(
     tables.show_trial(model_commands.find_trial(record, trial), record.config.goal, as_json)
 
 
-for command in (model_commands.train, confirm, model_commands.export, model_commands.predict, model_commands.doctor):
+for command in (model_commands.train, confirm, model_commands.export, predict, model_commands.doctor):
     app.command()(command)
 
 

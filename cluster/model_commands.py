@@ -1,4 +1,4 @@
-"""The commands about one model, its data or a cluster: `train`, `export`, `predict` and `doctor`."""
+"""The commands about one model, its data or a cluster: `train`, `export` and `doctor`."""
 
 from __future__ import annotations
 
@@ -199,25 +199,6 @@ def export(
         else:
             exported = export_final(where, sweep_record, preferred, folder, options)
     tables.show_export(exported, as_json)
-
-
-def predict(
-    bundle: Path,
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(help="How many classes to show for each image.")] = 5,
-    as_json: Json = False,
-) -> None:
-    """Classify images with a bundle. Needs no Ray, no sweep and no data set."""
-    if top < 1:
-        raise ValueError(f"--top must be at least 1, but got {top}.")
-    from trainer.bundle import Bundle
-
-    loaded = Bundle(bundle)
-    files = [file for path in images for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    files = [file for file in files if not file.is_dir() and not file.name.startswith(".")]
-    if not files:
-        raise ValueError(f"There are no images in {', '.join(map(repr, map(str, images)))}.")
-    tables.show_predictions(list(loaded.predict(files, top)), as_json)
 
 
 def doctor(

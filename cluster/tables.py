@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from cluster.cleaning import Surplus
     from cluster.export import Exported
     from cluster.verdicts import Verdict
-    from trainer.bundle import Prediction
     from trainer.inspection import Inspection
 
 
@@ -397,16 +396,6 @@ def show_verdicts(address: str, found: Sequence[Verdict], as_json: bool) -> None
 
 def _bytes(size: int) -> str:
     return f"{size:,} B" if size < 1000 else f"{size / 1e3:,.1f} kB" if size < 1e6 else f"{size / 1e6:,.1f} MB"
-
-
-def show_predictions(predictions: Sequence[Prediction], as_json: bool) -> None:
-    """The result of `predict`."""
-    if as_json:
-        _print_json([p.to_json() for p in predictions])
-        return
-    for p in predictions:
-        others = "  ".join(f"{label} {probability:.3f}" for label, probability in p.top[1:])
-        _output().print(f"{p.path}: {p.top[0][0]} {p.top[0][1]:.3f}   [{others}]", markup=False, soft_wrap=True)
 
 
 def _value(trial: TrialRecord) -> str:

@@ -23,7 +23,8 @@ from dashboard.analyses import data_config, missing_data
 from dashboard.pictures import enlarged
 from trainer.bundle import CARD, CHECKED, PICTURES, Bundle
 from trainer.folds import first_fold
-from trainer.images import read_image
+from trainer.images import BrokenImageError, read_image
+from trainer.predicting import Failure, predict
 
 SAMPLES = 10
 MOST_CLASSES = 10
@@ -224,7 +225,9 @@ def probabilities(bundle: Bundle, source: Path | IO[bytes]) -> pd.DataFrame:
     Which class is the true one is not known of an upload: none is told apart. Raises BrokenImageError for what is no image,
     and for an upload with too many pixels.
     """
-    (prediction,) = bundle.predict([source], top=MOST_CLASSES)
+    (prediction,) = predict(bundle, [source], MOST_CLASSES, decoders=0)
+    if isinstance(prediction, Failure):
+        raise BrokenImageError(prediction.error)
     return pd.DataFrame(prediction.top, columns=["class", "probability"]).assign(true=True)
 
 

@@ -88,6 +88,11 @@ def test_the_record_and_the_dashboard_name_no_ray() -> None:
             ("ray", "torch"),
             id="the record is read without Ray",
         ),
+        pytest.param(
+            ("trainer.predicting", "trainer.sources"),
+            ("torch", "ray", "pandas", "optuna"),
+            id="images are classified without torch",
+        ),
         pytest.param(("trainer.mailbox", "trainer.metrics"), ("torch",), id="a group is watched without torch"),
     ],
 )

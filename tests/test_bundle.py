@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import pickle
@@ -23,9 +22,10 @@ from trainer.bundle import FILES, SAMPLES, Bundle
 from trainer.bundle_writing import VERIFIED_IMAGES, Written
 from trainer.data import ImageData
 from trainer.hyperparameters import unflatten
-from trainer.images import BrokenImageError, to_image
+from trainer.images import to_image
 from trainer.loop import create_model
 from trainer.model import Classifier
+from trainer.predicting import predict
 
 Whole = tuple[Path, Classifier, Written]
 
@@ -177,7 +177,7 @@ def test_an_image_file_is_predicted_like_its_pixels(whole: Whole, digits: ImageD
     loaded = Bundle(folder)
     path = folder.parent / "one.png"
     to_image(digits.test.images[5]).save(path)
-    prediction = next(loaded.predict([path], top=10))
+    (prediction,) = predict(loaded, [path], top=10)
     with torch.inference_mode():
         expected = model(torch.from_numpy(digits.test.images[5:6])).softmax(1)[0].numpy()
     assert prediction.path == str(path)
@@ -188,8 +188,8 @@ def test_an_image_file_is_predicted_like_its_pixels(whole: Whole, digits: ImageD
 def test_reading_and_predicting_import_neither_torch_nor_ray_and_need_no_experiments(whole: Whole) -> None:
     folder, _, _ = whole
     code = (
-        "import sys; from pathlib import Path; from trainer.bundle import Bundle; "
-        f"list(Bundle(Path({str(folder)!r})).predict(sorted(Path({str(folder / 'samples')!r}).iterdir()))); "
+        "import sys; from pathlib import Path; from trainer.bundle import Bundle; from trainer.predicting import predict; "
+        f"list(predict(Bundle(Path({str(folder)!r})), sorted(Path({str(folder / 'samples')!r}).iterdir()))); "
         "assert not {'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
@@ -215,14 +215,15 @@ def test_another_user_runs_a_bundle_in_another_place(whole: Whole) -> None:
             path.chmod(0o555 if path.is_dir() else 0o444)
         code = (
             "import os; from pathlib import Path; from trainer.bundle import Bundle\n"
-            "def classify(folder): return next(Bundle(folder).predict([folder / 'samples' / '0-0.png'])).top[0][0]\n"
+            "from trainer.predicting import predict\n"
+            "def classify(folder): return next(predict(Bundle(folder), [folder / 'samples' / '0-0.png'])).top[0][0]\n"
             f"classify(Path({str(whole[0])!r}))\n"  # imports everything: the packages may be where only root can read
             "os.setgid(65534); os.setuid(65534); os.environ['HOME'] = '/nonexistent'\n"
             f"print(classify(Path({str(place)!r})))"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        expected = next(Bundle(whole[0]).predict([whole[0] / "samples" / "0-0.png"]))
+        (expected,) = predict(Bundle(whole[0]), [whole[0] / "samples" / "0-0.png"])
         assert done.stdout.strip() == expected.top[0][0]
     finally:
         shutil.rmtree(place)
@@ -233,23 +234,3 @@ def test_a_precision_that_was_not_exported_is_answered_with_how_to_have_it(whole
         Bundle(whole[0], "int8")
     with pytest.raises(ValueError, match="A precision is one of fp32, fp16, int8, but got 'int4'"):
         Bundle(whole[0], "int4")
-
-
-def test_an_image_that_cannot_be_read_is_named(whole: Whole, tmp_path: Path) -> None:
-    loaded = Bundle(whole[0])
-    (tmp_path / "a.png").write_text("no image")
-    with pytest.raises(BrokenImageError, match=r"a\.png"):
-        list(loaded.predict([tmp_path / "a.png"]))
-    with pytest.raises(BrokenImageError, match="There is no image"):
-        list(loaded.predict([Path(tmp_path / "none.png")]))
-
-
-def test_an_open_file_is_classified_as_its_path_is_and_keeps_its_name(whole: Whole) -> None:
-    loaded = Bundle(whole[0])
-    paths = sorted((whole[0] / "samples").iterdir())[:3]
-    from_paths = list(loaded.predict(paths))
-    files = [io.BytesIO(path.read_bytes()) for path in paths]
-    files[0].name = "mine.png"
-    from_files = list(loaded.predict(files))
-    assert [p.top for p in from_files] == [p.top for p in from_paths]
-    assert [p.path for p in from_files] == ["mine.png", "the image", "the image"]

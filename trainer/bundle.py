@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
 from trainer import checksums, onnx_session
-from trainer.images import name_of, read_image
 from trainer.onnx_session import OnnxSession
 
 FORMAT = 2
@@ -30,19 +27,6 @@ MAX_SIDE = 4096
 _MOST_JSON_BYTES = 2**26
 _CLASSIFIER = {"classifier.weight", "classifier.bias"}
 """Weights that the graph has as they are: those before them may be folded together."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image's classes with their probabilities, the likeliest first. `path` is the name of an open file."""
-
-    path: str
-    top: tuple[tuple[str, float], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """What `predict --json` says of an image."""
-        label, probability = self.top[0]
-        return {"path": self.path, "label": label, "probability": probability, "top": [list(pair) for pair in self.top]}
 
 
 class Bundle:
@@ -98,19 +82,6 @@ class Bundle:
             raise ValueError(f"onnxruntime cannot run it: {' '.join(str(error).split())[:200]}") from error
         if found.shape != (1, len(self.classes)) or not math.isclose(float(found.sum()), 1, abs_tol=0.01):
             raise ValueError("what it gives are no probabilities")
-
-    def predict(self, sources: Sequence[Path | IO[bytes]], top: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-        """The predictions for image files, or open files of a stranger, in their order: `read_image` says which may be read.
-
-        Raises BrokenImageError for one that cannot be read.
-        """
-        channels, height, width = self.image_shape
-        for start in range(0, len(sources), batch_size):
-            batch = sources[start : start + batch_size]
-            images = np.stack([read_image(source, height, width, channels) for source in batch])
-            for source, row in zip(batch, self.probabilities(images), strict=True):
-                best = row.argsort()[::-1][:top]
-                yield Prediction(name_of(source), tuple((self.classes[i], round(float(row[i]), 6)) for i in best))
 
 
 def is_bundle(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer.arrays import Arrays, create_images
-from trainer.images import BrokenImageError, is_grayscale, read_image
+from trainer.images import SMALL_FILE, BrokenImageError, is_grayscale, read_image
 
 DEFAULT_IMAGE_SIZE = 64
 _SPLIT_NAMES = {
@@ -21,8 +21,6 @@ _SPLIT_NAMES = {
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-_SMALL = 8192
-"""Bytes of a file. Of smaller ones, threads wait for the interpreter's lock longer than they decode: 0.5 ms instead of 0.2 each."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class FolderSource:
             gray: list[bool | BrokenImageError] = []
             on_progress("looking at the images", 0, total)
             everything = [path for files in self.splits.values() for path, _ in files]
-            in_parallel = sum(path.stat().st_size for path in everything) >= _SMALL * total
+            in_parallel = sum(path.stat().st_size for path in everything) >= SMALL_FILE * total
             each: Callable[..., Iterable[Any]] = pool.map if in_parallel else map
             for done, answer in enumerate(each(_try_grayscale, everything), 1):
                 gray.append(answer)
