@@ -146,6 +146,15 @@ def model_config(trial: TrialRecord) -> ModelConfig:
     return unflatten(trial.config).model
 
 
+def network(sweep: SweepRecord, trial: TrialRecord) -> tuple[ModelConfig, tuple[int, int, int], int]:
+    """What `describe_layers` needs to know of the trial's network. Raises ValueError when the record does not say it."""
+    if sweep.image_shape is None:
+        raise ValueError(
+            "The record of this sweep does not say how large its images are, so the network cannot be drawn."
+        )
+    return model_config(trial), sweep.image_shape, len(sweep.classes)
+
+
 def configuration(trial: TrialRecord) -> pd.DataFrame:
     """A row per hyperparameter: section, hyperparameter, value, default (as text), differs, meaning."""
     found = tables.hyperparameter_values([trial])
