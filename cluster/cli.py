@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster import job_commands, model_commands, tables
+from cluster import exit_status, job_commands, model_commands, tables
 from cluster.config import KEYS, make_config, parse_duration, read_sweep_file
 from cluster.confirm_command import confirm
+from cluster.dashboard_programs import become
 from cluster.experiments import Experiments
 from cluster.extension import More
 from cluster.options import (
@@ -43,6 +43,7 @@ from cluster.options import (
     default_root,
     free_name,
 )
+from cluster.report_command import report
 from cluster.studies import Studies
 from trainer.data import DataConfig
 
@@ -247,7 +248,14 @@ def show(
     tables.show_trial(model_commands.find_trial(record, trial), record.config.goal, as_json)
 
 
-for command in (model_commands.train, confirm, model_commands.export, model_commands.predict, model_commands.doctor):
+for command in (
+    model_commands.train,
+    confirm,
+    report,
+    model_commands.export,
+    model_commands.predict,
+    model_commands.doctor,
+):
     app.command()(command)
 
 
@@ -297,34 +305,14 @@ def dashboard(
 
     A login is a password in CONVSWEEP_DASHBOARD_PASSWORD, or accounts as st.login takes them from .streamlit/secrets.toml.
     """
-    settings = {
-        "CONVSWEEP_EXPERIMENTS": str(experiments),
-        "CONVSWEEP_STUDY_STORAGE": study_storage,  # not an argument: those can be seen, and it may hold a password
-        "CONVSWEEP_STORAGE_PATH": storage_path,
-    }
-    os.environ.update({name: value for name, value in settings.items() if value is not None})
     options = ["--host", host, "--port", str(port), *([] if browser else ["--no-browser"])]
-    # The dashboard is another program, which nothing here imports, and takes the place of this process.
-    os.execv(sys.executable, [sys.executable, "-m", "dashboard", *options])
+    become("dashboard", options, Experiments(experiments, study_storage, storage_path))
 
 
 def main() -> None:
     """Run the command; a user's mistake is one sentence and exit status 2, a failure exit status 1."""
-    try:
+    with exit_status.told():
         app(prog_name="convsweep")
-    except ValueError as error:
-        _fail(error, 2)
-    except (RuntimeError, OSError, ArithmeticError) as error:  # the last: a loss that is not finite
-        _fail(error, 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _fail(error: Exception, status: int) -> None:
-    if os.environ.get("CONVSWEEP_DEBUG"):
-        raise error
-    sys.stderr.write(f"convsweep: {error}\n")
-    sys.exit(status)
 
 
 def _report(outcome: Outcome, where: Experiments, as_json: bool) -> None:

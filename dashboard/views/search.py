@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -11,8 +12,9 @@ from cluster.experiments import Experiments
 from cluster.record import SweepRecord
 from dashboard import captions, optuna_charts, records, search_charts, search_tables
 from dashboard.optuna_charts import PLOTS, Plot
-from dashboard.parts import REFRESH_SECONDS, counted, follow, heading, plain, read_or_stop
+from dashboard.parts import REFRESH_SECONDS, configured, counted, follow, heading, plain, read_or_stop
 from dashboard.search_tables import OVER, Over
+from dashboard.tables import Column
 
 SLOW_REFRESH_SECONDS = 30.0
 _OVER_LABELS = {"trials": "over the trials", "time": "over time"}
@@ -114,21 +116,16 @@ def _groups(sweep: SweepRecord) -> None:
         hide_index=True,
         width="content",
         alt="How busy each worker group was",
-        column_config={
-            "group": st.column_config.TextColumn("group"),
-            "trials": st.column_config.NumberColumn("trials", format="%,d"),
-            "minutes": st.column_config.NumberColumn(
-                "at work", format="%.1f min", help="From its first trial's beginning to its last one's end"
-            ),
-            "busy": st.column_config.ProgressColumn(
-                "busy",
-                format="%.0f %%",
-                min_value=0.0,
-                max_value=100.0,
-                help="Share of that time in which it trained or validated",
-            ),
-        },
+        column_config={column.name: _configured(column) for column in search_tables.GROUP_WORK},
     )
+
+
+def _configured(column: Column) -> Any:
+    if column.name == "busy":
+        return st.column_config.ProgressColumn(
+            column.label, help=column.help, format=column.format, min_value=0.0, max_value=100.0
+        )
+    return configured(column)
 
 
 def _importances(experiments: Experiments, sweep: SweepRecord) -> None:
