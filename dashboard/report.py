@@ -25,6 +25,7 @@ def make_report(sweep: SweepRecord, importances: Importances | str, at: datetime
     """The file's text. `importances` are those of its trials, or why there are none; the record was read `at` that time."""
     table = tables.ranking(sweep.trials, sweep.config.goal)
     sections: dict[str, Markup | None] = {
+        "The sweep": report_parts.facts(sweep),
         "The winner": winner(sweep) if sweep.trials else None,
         "Confirmed on the test split": report_parts.confirmed(sweep),
         "Ranking": report_parts.ranking(sweep, table),
@@ -33,7 +34,6 @@ def make_report(sweep: SweepRecord, importances: Importances | str, at: datetime
         "Best so far": report_search.progress(sweep),
         "Importances": report_search.importances(sweep, importances) if sweep.trials else None,
         "Worker groups": report_search.timeline(sweep),
-        "The sweep": report_parts.facts(sweep),
     }
     there = [(title, content) for title, content in sections.items() if content is not None]
     title = f"{sweep.name}: a sweep of convsweep"

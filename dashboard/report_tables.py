@@ -37,9 +37,9 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], caption: st
     )
     lines = Markup("\n").join(Markup("<tr>{}</tr>").format(Markup("").join(map(_cell, row))) for row in rows)
     return Markup(
-        '<div class="scroll" role="region" aria-label="{}" tabindex="0"><table class="{}"><caption>{}</caption>'
+        '<div class="scroll" role="region" aria-label="{}" tabindex="0"><table{}><caption>{}</caption>'
         "<thead><tr>{}</tr></thead>\n<tbody>{}</tbody></table></div>\n"
-    ).format(caption, "sortable" if sortable else "", caption, heads, lines)
+    ).format(caption, Markup(' class="sortable"') if sortable else "", caption, heads, lines)
 
 
 def ranking(sweep: SweepRecord, found: pd.DataFrame, most: int, front: Collection[int]) -> Markup:

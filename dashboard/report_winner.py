@@ -8,7 +8,7 @@ from cluster.preference import Preference, preference
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import network_chart, report_tables, trial_charts, trial_tables
 from dashboard.parts import counted
-from dashboard.report_blocks import cards, figure, joined, note, pair, quiet, said
+from dashboard.report_blocks import cards, figure, joined, pair, quiet, said
 from dashboard.report_tables import Cell
 from dashboard.sweep_facts import Number
 from dashboard.tables import Column
@@ -38,14 +38,14 @@ def winner(sweep: SweepRecord) -> Markup:
     if trial is None:
         keeps = " and keeps to the constraints" if sweep.config.constraints else ""
         return Markup("<p>There is none: no trial of the sweep has run to its end{}.</p>\n").format(keeps)
-    numbers = [_number(trial, fact) for fact in trial_tables.headline(sweep, trial)]
+    facts = trial_tables.headline(sweep, trial)
+    numbers = [_number(trial, fact) for fact in facts if fact.value != trial_tables.NOTHING]
     preset = f", the preset {trial.preset}" if trial.preset else ""
     parts = [
         Markup("<p><strong>Trial {}</strong>{}: {}</p>\n").format(trial.number, preset, in_short(trial.config)),
         cards(numbers if preferred is None else [_tested(preferred), *numbers]),
         quiet(_CAVEAT) if preferred is None else said(preferred.reason),
         *(said(trouble.text) for trouble in troubles(trial.gradients)),
-        *(note(sweep.notes[number]) for number in (trial.number,) if number in sweep.notes),
         _network(sweep, trial),
         _curves(sweep, trial),
         _configuration(trial),

@@ -10,7 +10,7 @@ import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import budget_bars, captions, charts, confirmed_table, leaderboard, pareto, sweep_facts, tables
+from dashboard import budget_bars, captions, charts, confirmed_table, leaderboard, pareto, report, sweep_facts, tables
 from dashboard.leaderboard import Board
 from dashboard.parts import counted, follow, heading, plain
 
@@ -21,10 +21,10 @@ FAILURES_SHOWN = 10
 
 def show(experiments: Experiments, name: str) -> None:
     """The page; while the sweep runs, it follows it."""
-    follow(experiments, name, _content)
+    follow(experiments, name, partial(_content, experiments))
 
 
-def _content(sweep: SweepRecord) -> None:
+def _content(experiments: Experiments, sweep: SweepRecord) -> None:
     heading(sweep.name, sweep.state)
     _facts(sweep)
     _headline(sweep)
@@ -33,6 +33,7 @@ def _content(sweep: SweepRecord) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         board, columns = leaderboard.choose(sweep)
+        _report(experiments, sweep)
         st.space("medium")
         _lead_on(sweep)
     place = st.container()
@@ -74,6 +75,18 @@ def _headline(sweep: SweepRecord) -> None:
             )
     if sweep.baseline:
         st.caption(f":orange-badge[preset] {sweep_facts.baseline_in_words(sweep, sweep.baseline, shown=plain)}")
+
+
+def _report(experiments: Experiments, sweep: SweepRecord) -> None:
+    """The whole sweep as a file to send around, which is made when it is asked for."""
+    st.download_button(
+        "Report (HTML)",
+        partial(report.report_of, experiments, sweep),
+        file_name=f"{sweep.name}.html",
+        mime="text/html",
+        help="One file for any browser, without a network: ranking, curves, importances, the winner. It takes some seconds.",
+        on_click="ignore",
+    )
 
 
 def _lead_on(sweep: SweepRecord) -> None:
