@@ -89,8 +89,6 @@ def against_cost(sweep: SweepRecord, table: pd.DataFrame) -> Markup | None:
     """
     goal, figures = sweep.config.goal, []
     for cost in [name for name in sweep.config.goals if name in pareto.offered(table)] or ["parameters"]:
-        if cost not in table:
-            continue
         points = pareto.points(table, cost, pareto.front(table, cost, goal), at_most=MOST_POINTS, goal=goal)
         if points.empty:
             continue
@@ -112,7 +110,7 @@ def ranking(sweep: SweepRecord, table: pd.DataFrame) -> Markup:
     )
     text = (
         f"{which}: complete ones by value, then pruned ones by value, then the others. Hyperparameters that are the same in all trials "
-        "have no column. A click on a heading sorts."
+        "have no column."
     )
     if len(shown) < len(sweep.trials):
         text += f" convsweep rank {sweep.name} --top {len(sweep.trials)} has all of them."
