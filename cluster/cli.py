@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster import job_commands, model_commands, tables
+from cluster import activity, exit_status, job_commands, model_commands, tables
 from cluster.config import KEYS, make_config, parse_duration, read_sweep_file
 from cluster.confirm_command import confirm
+from cluster.dashboard_programs import become
 from cluster.experiments import Experiments
 from cluster.extension import More
 from cluster.options import (
@@ -44,6 +44,7 @@ from cluster.options import (
     free_name,
 )
 from cluster.predict_command import predict
+from cluster.report_command import report
 from cluster.studies import Studies
 from trainer.data import DataConfig
 
@@ -157,7 +158,7 @@ def sweep(
     config = make_config(settings)
     from cluster.sweep import start
 
-    with tables.decoding() as on_progress:
+    with activity.decoding() as on_progress:
         _report(start(config, where, address, on_progress), where, as_json)
 
 
@@ -178,7 +179,7 @@ def resume(
     from cluster import sweep
 
     where = Experiments(experiments, study_storage, storage_path)
-    with tables.decoding() as on_progress:
+    with activity.decoding() as on_progress:
         _report(sweep.resume(name, where, address, on_progress, takeover), where, as_json)
 
 
@@ -207,7 +208,7 @@ def extend(
     where = Experiments(experiments, study_storage, storage_path)
     seconds = parse_duration(time_budget) if time_budget is not None else None
     more = More(trials, seconds, assignments(set_), gpu_hours, max_cost, min_gain)
-    with tables.decoding() as on_progress:
+    with activity.decoding() as on_progress:
         _report(sweep.extend(name, more, where, address, on_progress, takeover), where, as_json)
 
 
@@ -248,7 +249,7 @@ def show(
     tables.show_trial(model_commands.find_trial(record, trial), record.config.goal, as_json)
 
 
-for command in (model_commands.train, confirm, model_commands.export, predict, model_commands.doctor):
+for command in (model_commands.train, confirm, report, model_commands.export, predict, model_commands.doctor):
     app.command()(command)
 
 
@@ -298,34 +299,14 @@ def dashboard(
 
     A login is a password in CONVSWEEP_DASHBOARD_PASSWORD, or accounts as st.login takes them from .streamlit/secrets.toml.
     """
-    settings = {
-        "CONVSWEEP_EXPERIMENTS": str(experiments),
-        "CONVSWEEP_STUDY_STORAGE": study_storage,  # not an argument: those can be seen, and it may hold a password
-        "CONVSWEEP_STORAGE_PATH": storage_path,
-    }
-    os.environ.update({name: value for name, value in settings.items() if value is not None})
     options = ["--host", host, "--port", str(port), *([] if browser else ["--no-browser"])]
-    # The dashboard is another program, which nothing here imports, and takes the place of this process.
-    os.execv(sys.executable, [sys.executable, "-m", "dashboard", *options])
+    become("dashboard", options, Experiments(experiments, study_storage, storage_path))
 
 
 def main() -> None:
     """Run the command; a user's mistake is one sentence and exit status 2, a failure exit status 1."""
-    try:
+    with exit_status.told():
         app(prog_name="convsweep")
-    except ValueError as error:
-        _fail(error, 2)
-    except (RuntimeError, OSError, ArithmeticError) as error:  # the last: a loss that is not finite
-        _fail(error, 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _fail(error: Exception, status: int) -> None:
-    if os.environ.get("CONVSWEEP_DEBUG"):
-        raise error
-    sys.stderr.write(f"convsweep: {error}\n")
-    sys.exit(status)
 
 
 def _report(outcome: Outcome, where: Experiments, as_json: bool) -> None:

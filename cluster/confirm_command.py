@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import tables
+from cluster import activity, tables
 from cluster.experiments import Experiments
 from cluster.options import (
     DEFAULT_FOLDER,
@@ -42,7 +42,7 @@ def confirm(
     from cluster.confirm import confirm as run
 
     where = Experiments(experiments, study_storage, storage_path)
-    with tables.decoding() as on_progress:
+    with activity.decoding() as on_progress:
         confirmation = run(
             name,
             top,

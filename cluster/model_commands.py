@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import tables
+from cluster import activity, tables
 from cluster.experiments import Experiments
 from cluster.options import (
     DATA_HELP,
@@ -103,7 +103,7 @@ def train(
 
     if to:
         check_target(to)  # not only when the training is through
-    with tables.decoding() as on_progress:
+    with activity.decoding() as on_progress:
         images = load_data(data_config, on_progress)
     say_skipped(images.skipped)
     if asked or address:
@@ -111,14 +111,14 @@ def train(
         training = train_on_group(config, data_config, shape, where, address, goal)
     else:
         training = train_here(config, images, goal)
-    tables.follow(training.epochs, config.training.epochs, goal)
+    activity.follow(training.epochs, config.training.epochs, goal)
     assert training.checkpoint is not None
     model = rebuild(training.checkpoint, images)
     scores = score_splits(model, images)
     if to:
         command = training_command(config, data_config, goal.name)
         origin = Origin(epochs=training.checkpoint.epoch, command=command, metric=goal)
-        with tables.stepping(f"exporting to {to}") as on_step:
+        with activity.stepping(f"exporting to {to}") as on_step:
             write(training.checkpoint, images, origin, to, Options(on_step=on_step))
     speeds = sorted(e.images_per_second for e in training.history)
     tables.show_training(
@@ -190,8 +190,8 @@ def export(
     folder = to or Path("bundles") / f"{name}-{record.number}"
     smaller = Smaller(tuple(p for p, wanted in (("int8", int8), ("fp16", fp16)) if wanted), max_drop)
     with (
-        tables.decoding() as on_progress,
-        tables.stepping(f"exporting trial {record.number} to {folder}") as on_step,
+        activity.decoding() as on_progress,
+        activity.stepping(f"exporting trial {record.number} to {folder}") as on_step,
     ):
         options = Options(data_root, cache, samples, smaller, on_progress, on_step)
         if preferred is None:
@@ -227,7 +227,7 @@ def doctor(
     if address is not None:
         from cluster.inspection import inspect as inspect_cluster
 
-        with tables.working("asking every node"):
+        with activity.working("asking every node"):
             verdicts = inspect_cluster(address, Experiments(experiments, None, storage_path))
         tables.show_verdicts(address, verdicts, as_json)
         if any(verdict.good is False for verdict in verdicts):
@@ -236,7 +236,7 @@ def doctor(
     from trainer.inspection import inspect
 
     assert data is not None
-    with tables.decoding() as on_progress:
+    with activity.decoding() as on_progress:
         found = inspect(Path(data), on_progress)
     tables.show_inspection(found, as_json)
     if found.errors:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from cluster.activity import SHOWN, errors
 from cluster.confirmed import compare_confirmed
 from cluster.record import SweepRecord, SweepSummary, TrialRecord
-from trainer.data import OnProgress
 from trainer.fold_scores import numbered_by_fold, with_margin
 from trainer.gradients import troubles
 from trainer.hyperparameters import in_short, parameter
 from trainer.measuring import ACCURACY, Metric
-from trainer.metrics import EpochMetrics
 
 if TYPE_CHECKING:
     from cluster.cleaning import Surplus
@@ -29,88 +26,13 @@ if TYPE_CHECKING:
     from trainer.inspection import Inspection
 
 
-_SHOWN = ("val_loss", "val_accuracy")
-"""What is shown of every epoch, whatever is optimised."""
-
-
 def _output() -> Console:
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)  # a file has no 80 columns
 
 
-def _errors() -> Console:
-    return Console(stderr=True, highlight=False)
-
-
 def _print_json(document: object) -> None:
     print(json.dumps(document, indent=2))
-
-
-@contextlib.contextmanager
-def decoding() -> Iterator[OnProgress]:
-    """A progress bar for the decoding of images, which appears when there is something to decode."""
-    console = _errors()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True)
-    tasks: dict[str, Any] = {}
-
-    def on_progress(what: str, done: int, total: int) -> None:
-        if not console.is_terminal:
-            if done == 0:
-                console.print(f"{what} ...", soft_wrap=True)
-            return
-        if not tasks:
-            bar.start()
-        if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total)
-        bar.update(tasks[what], completed=done)
-        if done >= total:  # off the screen before the next display comes
-            bar.remove_task(tasks.pop(what))
-            bar.stop()
-
-    try:
-        yield on_progress
-    finally:
-        if tasks:
-            bar.stop()
-
-
-@contextlib.contextmanager
-def working(what: str) -> Iterator[None]:
-    """A spinner on a terminal, nothing elsewhere."""
-    console = _errors()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        progress.add_task(what)
-        yield
-
-
-@contextlib.contextmanager
-def stepping(what: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on a terminal with the step that is under way, of which the caller tells; a line for each step elsewhere."""
-    console = _errors()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what)
-
-        def on_step(step: str) -> None:
-            progress.update(task, description=f"{what}: {step}")
-            if not console.is_terminal:
-                console.print(f"{step} ...", markup=False, soft_wrap=True)
-
-        yield on_step
-
-
-def follow(epochs: Iterator[EpochMetrics], total: int, goal: Metric = ACCURACY) -> None:
-    """Print a line for each epoch, as it ends, on standard error."""
-    console = _errors()
-    for e in epochs:
-        own = "" if goal.field in _SHOWN else f"  {goal.label} {goal.value_of(e):.4f}"
-        console.print(
-            f"epoch {e.epoch}/{total}  train loss {e.train_loss:.4f}  validation loss {e.val_loss:.4f}  "
-            f"accuracy {e.val_accuracy:.4f}{own}  {e.images_per_second:,.0f} images/s  {e.seconds:.1f} s",
-            soft_wrap=True,
-        )
 
 
 def show_training(result: Mapping[str, Any], goal: Metric, as_json: bool) -> None:
@@ -224,7 +146,7 @@ def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
     for name, value in trial.config.items():
         table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value), parameter(name).doc)
     out.print(table)
-    own = [] if goal.field in _SHOWN else [goal]
+    own = [] if goal.field in SHOWN else [goal]
     heads = ("train loss", "val loss", "val accuracy", *(f"val {g.label}" for g in own), "learning rate")
     folds = "fold" in trial.history
     epochs = Table(*["fold"] * folds, "epoch", *heads, "images/s", "seconds", box=None)
@@ -239,7 +161,7 @@ def show_trial(trial: TrialRecord, goal: Metric, as_json: bool) -> None:
 
 def show_outcome(sweep: SweepRecord, state: str, reason: str | None, folder: str, as_json: bool) -> None:
     """The end of a run: the ranking and what to do next."""
-    notes = _errors()
+    notes = errors()
     option = "" if folder == "experiments" else f" --experiments {folder}"
     if reason:
         notes.print(reason, markup=False, soft_wrap=True)
@@ -280,7 +202,7 @@ def show_confirmed(sweep: SweepRecord, failures: Mapping[str, str], as_json: boo
     """What `confirm` has recorded of a sweep, the best mean first, and which final trainings failed now, why."""
     comparison = compare_confirmed(sweep)
     for title, cause in failures.items():
-        _errors().print(f"{title} failed: {cause.splitlines()[0]}", markup=False, soft_wrap=True)
+        errors().print(f"{title} failed: {cause.splitlines()[0]}", markup=False, soft_wrap=True)
     if as_json:
         _print_json({"sweep": sweep.name, "failures": dict(failures)} | comparison.to_json())
         return

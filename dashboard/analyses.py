@@ -106,11 +106,7 @@ def kernels(experiments: Experiments, sweep: str, trial: TrialRecord) -> NDArray
 
 def layers(sweep: SweepRecord, trial: TrialRecord) -> list[Layer]:
     """The trial's network, layer by layer. Raises ValueError when the record does not say what that needs."""
-    if sweep.image_shape is None:
-        raise ValueError(
-            "The record of this sweep does not say how large its images are, so the network cannot be drawn."
-        )
-    return _layers(trial_tables.model_config(trial), sweep.image_shape, len(sweep.classes))
+    return _layers(*trial_tables.network(sweep, trial))
 
 
 _layers = st.cache_resource(max_entries=32, show_spinner=False)(describe_layers)

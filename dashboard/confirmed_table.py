@@ -11,13 +11,18 @@ import streamlit as st
 
 from cluster.confirmed import Comparison, Confirmed, compare_confirmed
 from cluster.record import SweepRecord
-from dashboard.parts import plain
-from dashboard.tables import trial_name
+from dashboard.parts import configured, plain
+from dashboard.tables import Column, trial_name
 
 ROW_HEIGHT = 44
 MEAN, SEED = "#1f77b4", "#c3cad3"
 _TIED = {True: "yes", False: "no", None: "?"}
 _LABELS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "loss": "loss"}
+
+
+def alt_text(comparison: Comparison) -> str:
+    """What `intervals` shows, for those who cannot see it."""
+    return f"Mean test {_LABELS[comparison.metric]} of each confirmed configuration with its 95 % interval, and the score of each seed"
 
 
 def show(sweep: SweepRecord) -> None:
@@ -28,23 +33,9 @@ def show(sweep: SweepRecord) -> None:
     st.subheader("Confirmed on the test split")
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        label = _LABELS[comparison.metric]
         st.dataframe(
             table(comparison),
-            column_config={
-                "trial": st.column_config.NumberColumn("trial", help="Whose configuration it is"),
-                "export": st.column_config.CheckboxColumn("export", help="What `convsweep export` takes"),
-                "n": st.column_config.NumberColumn("n", help="Seeds it was trained with, on all but the test split"),
-                "mean": st.column_config.NumberColumn(f"mean {label}", format="%.4f"),
-                "deviation": st.column_config.NumberColumn(
-                    "deviation", format="%.4f", help="The sample's standard deviation over the seeds"
-                ),
-                "interval": st.column_config.Column("95 % interval", help="Of the mean, by Student's t"),
-                "tied": st.column_config.Column(
-                    "tied", help="Whether chance may be all that lies between it and the best: Welch's t-test, 5 %"
-                ),
-                "parameters": st.column_config.NumberColumn("parameters", format="localized"),
-            },
+            column_config={column.name: configured(column) for column in columns(comparison)},
             hide_index=True,
             placeholder="",
             key=f"confirmed of {sweep.name}",
@@ -54,9 +45,25 @@ def show(sweep: SweepRecord) -> None:
         st.altair_chart(
             intervals(comparison),
             key=f"intervals of {sweep.name}",
-            alt=f"Mean test {label} of each confirmed configuration with its 95 % interval, and the score of each seed",
+            alt=alt_text(comparison),
         )
     st.caption(plain(comparison.in_words()))
+
+
+def columns(comparison: Comparison) -> tuple[Column, ...]:
+    """What the columns of the table are."""
+    label = _LABELS[comparison.metric]
+    tied = "Whether chance may be all that lies between it and the best: Welch's t-test, 5 %"
+    return (
+        Column("trial", "trial", "Whose configuration it is", "Int64"),
+        Column("export", "export", "What `convsweep export` takes", "boolean"),
+        Column("tied", "tied", tied),
+        Column("n", "n", "Seeds it was trained with, on all but the test split", "Int64"),
+        Column("mean", f"mean {label}", f"The mean of the test split's {label} over the seeds", "Float64", "%.4f"),
+        Column("interval", "95 % interval", "Of the mean, by Student's t"),
+        Column("deviation", "deviation", "The sample's standard deviation over the seeds", "Float64", "%.4f"),
+        Column("parameters", "parameters", "Trainable parameters of the network", "Int64", "%,d"),
+    )
 
 
 def table(comparison: Comparison) -> pd.DataFrame:

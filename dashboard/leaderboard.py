@@ -12,7 +12,7 @@ import streamlit as st
 
 from cluster.record import STATES, SweepRecord, TrialRecord
 from dashboard import filters, tables
-from dashboard.parts import counted, plain
+from dashboard.parts import configured, counted, plain
 from dashboard.records import filter_labels, ranking_table
 from dashboard.tables import Column
 from trainer.measuring import Metric
@@ -226,11 +226,7 @@ def _configured(column: Column, goal: Metric) -> Any:
         return st.column_config.LineChartColumn(
             column.label, help=column.help, y_min=low, y_max=high, color="blue", width="small"
         )
-    if column.dtype == "boolean":
-        return st.column_config.CheckboxColumn(column.label, help=column.help)
-    if column.dtype in ("Int64", "Float64"):
-        return st.column_config.NumberColumn(column.label, help=column.help, format=column.format, pinned=pinned)
-    return st.column_config.Column(column.label, help=column.help)
+    return configured(column, pinned)
 
 
 def marks(table: pd.DataFrame, front: Collection[int]) -> pd.Series[Any]:

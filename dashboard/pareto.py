@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cluster.pareto import on_front
+from cluster.record import SweepRecord
 from trainer.measuring import ACCURACY, Metric
 
 AT_MOST_POINTS = 1000
@@ -79,6 +80,12 @@ def points(
     if "margin" in chosen:
         chosen = chosen.assign(low=chosen["value"] - chosen["margin"], high=chosen["value"] + chosen["margin"])
     return chosen.drop(columns=["merit", "infeasible", "margin"], errors="ignore")
+
+
+def bounds(sweep: SweepRecord, cost: str) -> dict[str, float]:
+    """The bounds of the sweep's constraints on the "cost" and on the "value", as far as there are any."""
+    shown = {cost: "cost", sweep.config.metric: "value"}
+    return {shown[limit.name]: limit.bound for limit in sweep.config.objectives.limits if limit.name in shown}
 
 
 def complete_count(table: pd.DataFrame, cost: str) -> int:

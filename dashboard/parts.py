@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -12,6 +12,7 @@ from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
 from dashboard import tables
 from dashboard.records import read_sweep
+from dashboard.tables import Column
 
 REFRESH_SECONDS = 2.0
 _BOX = "trial: box"
@@ -92,6 +93,15 @@ def describe(trial: TrialRecord) -> str:
     score = f" · {trial.value:.4f}" if trial.value is not None else ""
     preset = f" · {trial.preset}" if trial.preset else ""
     return f"{tables.trial_name(trial.number)}{score} · {trial.state}{preset}"
+
+
+def configured(column: Column, pinned: bool | None = None) -> Any:
+    """The column of a table as st.dataframe takes it."""
+    if column.dtype == "boolean":
+        return st.column_config.CheckboxColumn(column.label, help=column.help)
+    if column.dtype in ("Int64", "Float64"):
+        return st.column_config.NumberColumn(column.label, help=column.help, format=column.format, pinned=pinned)
+    return st.column_config.Column(column.label, help=column.help)
 
 
 def counted(number: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import pandas as pd
 
 from cluster.record import SweepRecord, TrialRecord
-from dashboard.tables import finite, trial_name
+from dashboard.tables import Column, finite, trial_name
 from trainer.fold_scores import averaged
 from trainer.measuring import ACCURACY, Metric
 
@@ -33,6 +33,14 @@ FATES = {
     "WAITING": "is waiting",
 }
 """What became of a trial after an epoch: it went on, or it has its state, in words."""
+
+GROUP_WORK = (
+    Column("group", "group", "The worker group, as they began"),
+    Column("trials", "trials", "How many trials it began", "Int64", "%,d"),
+    Column("minutes", "at work", "From its first trial's beginning to its last one's end", "Float64", "%.1f min"),
+    Column("busy", "busy", "Share of that time in which it trained or validated", "Float64", "%.0f %%"),
+)
+"""The columns of `group_work`."""
 
 
 def progress(sweep: SweepRecord, over: Over) -> pd.DataFrame:
@@ -120,7 +128,7 @@ def timeline(trials: Iterable[TrialRecord], most: int = MOST_BARS) -> pd.DataFra
 
 
 def group_work(trials: Iterable[TrialRecord]) -> pd.DataFrame:
-    """A row per worker group: group, trials, minutes (from its first trial's beginning to its last one's end), busy (% of them)."""
+    """A row per worker group; columns are `GROUP_WORK`."""
     begun = _begun(trials)
     of_group: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for group, began, t in begun:

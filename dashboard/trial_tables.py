@@ -17,6 +17,8 @@ from trainer.fold_scores import interval, numbered_by_fold
 from trainer.hyperparameters import ModelConfig, flatten, in_short, parameter, unflatten
 from trainer.layers import Layer
 
+NOTHING = "–"
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -28,7 +30,7 @@ class Fact:
 
 
 def headline(sweep: SweepRecord, trial: TrialRecord) -> list[Fact]:
-    """The trial's headline numbers; what it does not have is '–'."""
+    """The trial's headline numbers; what it does not have is NOTHING."""
     baseline, goal = sweep.baseline, sweep.config.goal
     gain = None
     if baseline is not None and baseline.value is not None and trial.value is not None:
@@ -146,6 +148,15 @@ def model_config(trial: TrialRecord) -> ModelConfig:
     return unflatten(trial.config).model
 
 
+def network(sweep: SweepRecord, trial: TrialRecord) -> tuple[ModelConfig, tuple[int, int, int], int]:
+    """What `describe_layers` needs to know of the trial's network. Raises ValueError when the record does not say it."""
+    if sweep.image_shape is None:
+        raise ValueError(
+            "The record of this sweep does not say how large its images are, so the network cannot be drawn."
+        )
+    return model_config(trial), sweep.image_shape, len(sweep.classes)
+
+
 def configuration(trial: TrialRecord) -> pd.DataFrame:
     """A row per hyperparameter: section, hyperparameter, value, default (as text), differs, meaning."""
     found = tables.hyperparameter_values([trial])
@@ -220,4 +231,4 @@ def _written(value: Value | None) -> str:
 
 
 def _text(value: float | None, template: str) -> str:
-    return template.format(value) if value is not None else "–"
+    return template.format(value) if value is not None else NOTHING

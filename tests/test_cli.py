@@ -420,7 +420,19 @@ def test_train_prints_one_document_with_what_it_promises(convsweep):
 def test_every_command_teaches(convsweep):
     status, out, _ = convsweep("--help")
     assert status == 0
-    for command in ("sweep", "resume", "extend", "list", "rank", "show", "train", "export", "predict", "dashboard"):
+    for command in (
+        "sweep",
+        "resume",
+        "extend",
+        "list",
+        "rank",
+        "show",
+        "train",
+        "report",
+        "export",
+        "predict",
+        "dashboard",
+    ):
         assert f"\n  {command} " in out
         status, text, _ = convsweep(command, "--help")
         assert status == 0

@@ -10,11 +10,9 @@ import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord, TrialRecord
-from dashboard import budget_bars, charts, confirmed_table, gains, leaderboard, pareto, tables
+from dashboard import budget_bars, captions, charts, confirmed_table, leaderboard, pareto, report, sweep_facts, tables
 from dashboard.leaderboard import Board
 from dashboard.parts import counted, follow, heading, plain
-from trainer.costs import COSTS
-from trainer.fold_scores import with_margin
 
 CURVES_BY_DEFAULT = 5
 COMPARED = range(2, 7)
@@ -23,10 +21,10 @@ FAILURES_SHOWN = 10
 
 def show(experiments: Experiments, name: str) -> None:
     """The page; while the sweep runs, it follows it."""
-    follow(experiments, name, _content)
+    follow(experiments, name, partial(_content, experiments))
 
 
-def _content(sweep: SweepRecord) -> None:
+def _content(experiments: Experiments, sweep: SweepRecord) -> None:
     heading(sweep.name, sweep.state)
     _facts(sweep)
     _headline(sweep)
@@ -35,6 +33,7 @@ def _content(sweep: SweepRecord) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         board, columns = leaderboard.choose(sweep)
+        _report(experiments, sweep)
         st.space("medium")
         _lead_on(sweep)
     place = st.container()
@@ -55,17 +54,7 @@ def _content(sweep: SweepRecord) -> None:
 
 def _facts(sweep: SweepRecord) -> None:
     config = sweep.config
-    facts = (
-        plain(config.data.name),
-        counted(config.trials, "trial") if config.trials else f"trials for {budget_bars.allowed(config.budget)}",
-        f"up to {counted(config.epochs, 'epoch')}" + f" in each of {config.folds} folds" * (config.folds > 1),
-        f"best by {config.goal.label}" + "".join(f", {COSTS[name].label}" for name in config.goals),
-        *(plain(constraint) for constraint in config.constraints),
-        f"sampler {config.sampler}",
-        f"pruner {config.pruner}",
-        counted(sweep.timing.groups, "worker group"),
-    )
-    st.caption(" · ".join(facts))
+    st.caption(" · ".join(sweep_facts.settings(sweep, shown=plain)))
     if sweep.is_live and config.trials:
         ended = len(sweep.trials) - sweep.counts["RUNNING"] - sweep.counts["WAITING"]
         st.progress(min(1.0, ended / config.trials), text=f"{ended} of {config.trials} trials have ended")
@@ -73,43 +62,31 @@ def _facts(sweep: SweepRecord) -> None:
 
 
 def _headline(sweep: SweepRecord) -> None:
-    best, baseline, timing, goal = sweep.best, sweep.baseline, sweep.timing, sweep.config.goal
-    spent = (
-        f"Until the first trial began {tables.duration(timing.startup_seconds)}, between two trials "
-        f"{timing.overhead_seconds:.2f} s (median), training {tables.duration(timing.train_seconds)} over all groups."
-    )
-    about = "On the validation split, of the best trial that ran to its end. The search does not see the test split."
-    if best and best.fold_values:
-        about = (
-            f"The mean of {len(best.fold_values)} folds and its 95 % interval. The search does not see the test split."
-        )
-    about = f"{goal.meaning[0].upper()}{goal.meaning[1:]}. {about}"
     with st.container(horizontal=True):
-        _metric(
-            f"Best {goal.label}",
-            with_margin(best.value, best.fold_values) if best and best.value is not None else "–",
-            f"trial {best.number}" if best else "none yet",
-            about,
-        )
-        if best and baseline and best.value is not None and baseline.value is not None:
-            _metric(
-                "Gain over the preset",
-                f"{gains.gain(goal, best.value, baseline.value):{gains.form(goal)}}",
-                gains.from_to(goal, baseline.value, best.value),
-                f"{gains.meaning(goal)}; below, both trials",
+        for number in sweep_facts.headline(sweep):
+            st.metric(
+                number.label,
+                number.value,
+                number.below,
+                delta_color="off",
+                delta_arrow="off",
+                help=number.about,
+                border=True,
             )
-        _metric("Trials", f"{len(sweep.trials):,}", *tables.counts(sweep))
-        _metric("Wall time", tables.duration(timing.wall_seconds), counted(timing.groups, "group"), spent)
-    if baseline:
-        place = next(place for place, t in enumerate(sweep.trials, 1) if t is baseline)
-        st.caption(
-            f":orange-badge[preset] The baseline, {plain(baseline.preset or '')}, is {tables.trial_name(baseline.number)}: "
-            f"{goal.label} {baseline.value:.4f}, rank {place:,}."
-        )
+    if sweep.baseline:
+        st.caption(f":orange-badge[preset] {sweep_facts.baseline_in_words(sweep, sweep.baseline, shown=plain)}")
 
 
-def _metric(label: str, value: str, below: str, about: str | None = None) -> None:
-    st.metric(label, value, below, delta_color="off", delta_arrow="off", help=about, border=True)
+def _report(experiments: Experiments, sweep: SweepRecord) -> None:
+    """The whole sweep as a file to send around, which is made when it is asked for."""
+    st.download_button(
+        "Report (HTML)",
+        partial(report.report_of, experiments, sweep),
+        file_name=f"{sweep.name}.html",
+        mime="text/html",
+        help="One file for any browser, without a network: ranking, curves, importances, the winner. It takes some seconds.",
+        on_click="ignore",
+    )
 
 
 def _lead_on(sweep: SweepRecord) -> None:
@@ -154,28 +131,16 @@ def _value_against_cost(
         st.info("No trial that is shown has run to its end.")
         return
     there = pareto.complete_count(board.table, cost)
-    drawn = f" {len(points):,} of {there:,} complete trials are drawn, the whole front among them." * (
-        len(points) < there
-    )
+    bounds = pareto.bounds(sweep, cost)
     key = f"cost of {sweep.name}"
     st.altair_chart(
-        charts.value_against_cost(points, pareto.COSTS[cost], numbers, goal, _bounds(sweep, cost)),
+        charts.value_against_cost(points, pareto.COSTS[cost], numbers, goal, bounds),
         key=key,
         on_select=partial(_take_clicked, sweep, key),
         selection_mode=charts.CLICKED,
         alt=f"Validation {goal.label} of the complete trials against their {pareto.COSTS[cost].label}, and the Pareto front",
     )
-    about = (
-        "The line is the front: no complete trial that is shown is both better and cheaper. A click selects a trial."
-        + " Dashed: what a constraint allows." * bool(_bounds(sweep, cost))
-    )
-    st.caption(about + drawn * (len(points) < there))
-
-
-def _bounds(sweep: SweepRecord, cost: str) -> dict[str, float]:
-    """The bounds of the constraints on what the chart shows."""
-    shown = {cost: "cost", sweep.config.metric: "value"}
-    return {shown[limit.name]: limit.bound for limit in sweep.config.objectives.limits if limit.name in shown}
+    st.caption(f"{captions.front(bool(bounds), len(points), there)} A click selects a trial.")
 
 
 def _take_clicked(sweep: SweepRecord, key: str) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
 from cluster.experiments import Experiments
 from cluster.record import SweepRecord
-from dashboard import optuna_charts, records, search_charts, search_tables
-from dashboard.optuna_charts import ENOUGH_TRIALS, PLOTS, Plot
-from dashboard.parts import REFRESH_SECONDS, counted, follow, heading, plain, read_or_stop
+from dashboard import captions, optuna_charts, records, search_charts, search_tables
+from dashboard.optuna_charts import PLOTS, Plot
+from dashboard.parts import REFRESH_SECONDS, configured, counted, follow, heading, plain, read_or_stop
 from dashboard.search_tables import OVER, Over
+from dashboard.tables import Column
 
 SLOW_REFRESH_SECONDS = 30.0
 _OVER_LABELS = {"trials": "over the trials", "time": "over time"}
@@ -65,12 +67,8 @@ def _progress(sweep: SweepRecord) -> None:
         st.info("No trial has a value yet: it gets one when it is complete or pruned.")
         return
     shown = search_tables.thinned(progress)
-    few = f" {counted(len(shown), 'point')} of {len(progress):,} are shown." if len(shown) < len(progress) else ""
     goal = sweep.config.goal
-    st.caption(
-        f"Each trial's validation {goal.label}, of a pruned one its last. The line is the best of the complete trials so far."
-        + few
-    )
+    st.caption(captions.best_so_far(goal, len(shown), len(progress)))
     st.altair_chart(
         search_charts.best_so_far(shown, over, goal),
         width="stretch",
@@ -86,11 +84,9 @@ def _epochs(sweep: SweepRecord) -> None:
         st.info("No epoch of any trial has ended.")
         return
     left, right = st.columns(2)
-    number, trained = curves["trial"].nunique(), sum(t.epochs_done > 0 for t in sweep.trials)
-    which = "the trials" if number == trained else f"{number:,} of {trained:,} trials: the best and a sample"
     with left:
         st.subheader(f"{goal.title} by epoch")
-        st.caption(f"Validation {goal.label} of {which}.")
+        st.caption(captions.curves(curves, sweep.trials, goal))
         st.altair_chart(
             search_charts.metric_curves(curves, goal),
             width="stretch",
@@ -98,7 +94,7 @@ def _epochs(sweep: SweepRecord) -> None:
         )
     with right:
         st.subheader("What ended when")
-        st.caption("Trials that got to each epoch, and what became of them.")
+        st.caption(captions.FATES)
         st.altair_chart(
             search_charts.fates(fates), width="stretch", alt="Trials that got to each epoch, by what became of them"
         )
@@ -109,12 +105,7 @@ def _groups(sweep: SweepRecord) -> None:
     if bars.empty:
         st.info("No worker group has begun a trial yet.")
         return
-    begun = sum(t.group_began is not None for t in sweep.trials)
-    which = f"the last {len(bars):,} of {begun:,} trials" if len(bars) < begun else "each trial"
-    st.caption(
-        f"A bar for {which}, from when its worker group took it to its last report. A group that was lost, or that "
-        "belongs to a run before an interruption, has a row of its own."
-    )
+    st.caption(captions.timeline(bars, sweep.trials))
     st.altair_chart(
         search_charts.timeline(bars, sweep.config.goal),
         width="stretch",
@@ -125,21 +116,16 @@ def _groups(sweep: SweepRecord) -> None:
         hide_index=True,
         width="content",
         alt="How busy each worker group was",
-        column_config={
-            "group": st.column_config.TextColumn("group"),
-            "trials": st.column_config.NumberColumn("trials", format="%,d"),
-            "minutes": st.column_config.NumberColumn(
-                "at work", format="%.1f min", help="From its first trial's beginning to its last one's end"
-            ),
-            "busy": st.column_config.ProgressColumn(
-                "busy",
-                format="%.0f %%",
-                min_value=0.0,
-                max_value=100.0,
-                help="Share of that time in which it trained or validated",
-            ),
-        },
+        column_config={column.name: _configured(column) for column in search_tables.GROUP_WORK},
     )
+
+
+def _configured(column: Column) -> Any:
+    if column.name == "busy":
+        return st.column_config.ProgressColumn(
+            column.label, help=column.help, format=column.format, min_value=0.0, max_value=100.0
+        )
+    return configured(column)
 
 
 def _importances(experiments: Experiments, sweep: SweepRecord) -> None:
@@ -148,19 +134,7 @@ def _importances(experiments: Experiments, sweep: SweepRecord) -> None:
     except ValueError as error:
         st.info(plain(str(error)))
         return
-    complete = optuna_charts.complete_trials(sweep)
-    sampled = f" a sample of {found.trials:,} of" if found.trials < len(complete) else ""
-    said = [
-        "How much each hyperparameter decides whether a trial is among the best tenth: Optuna's PED-ANOVA, from"
-        f"{sampled} {counted(len(complete), 'complete trial')}. One that only some trials have counts where it is there."
-    ]
-    if found.trials < ENOUGH_TRIALS:
-        said.append(f"Only a hint: fewer than {ENOUGH_TRIALS} complete trials.")
-    if found.rough:
-        said.append(f"Rough, because a single trial has another range of it, or is without it: {_listed(found.rough)}.")
-    fixed = dict.fromkeys(name for t in complete for name in t.config if name not in found.values)
-    if fixed:
-        said.append(f"Not searched, so left out: {_listed(fixed)}.")
+    said = captions.importances(found, sweep, shown=plain)
     st.caption("  \n".join(said))
     st.altair_chart(
         search_charts.importances(found.values), width="stretch", alt="The importance of each hyperparameter"
@@ -238,7 +212,3 @@ def _distribution(sweep: SweepRecord) -> None:
         alt=f"Distribution of the complete trials' {sweep.config.goal.label}",
     )
     st.caption(f"For each {sweep.config.goal.label}, which share of the complete trials has at most that.")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(plain, names))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.tables import decoding
+from cluster.activity import decoding
 from trainer.data import DataConfig, OnProgress, load_data
 from trainer.images import to_image
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.tables import decoding
+from cluster.activity import decoding
 from trainer.data import DataConfig, Split, load_data
 from trainer.images import to_image
 

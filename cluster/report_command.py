@@ -1,0 +1,31 @@
+"""The command `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.dashboard_programs import become
+from cluster.experiments import Experiments
+from cluster.options import DEFAULT_FOLDER, Folder, Json, StoragePath, StudyStorage
+
+
+def report(
+    name: str,
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="The file. [default: NAME.html]")] = None,
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    storage_path: StoragePath = None,
+    as_json: Json = False,
+) -> None:
+    """Write a sweep as one HTML file to send around: ranking, curves, importances, the winner and its command.
+
+    It opens in any browser, without a network and without convsweep. Of a sweep that runs it is the moment's. A report that is
+    there is replaced, any other file is not.
+
+    Example:  convsweep report mnist-1 --to mnist.html
+    """
+    options = [*([] if to is None else [f"--to={to}"]), *(["--json"] if as_json else []), "--", name]
+    become("dashboard.report", options, Experiments(experiments, study_storage, storage_path))
