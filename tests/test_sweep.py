@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -70,12 +71,22 @@ def test_a_newcomers_way_from_sweep_to_prediction(command, tmp_path):
     assert [int(path.stem.split("-")[1]) for path in kept] == sorted(complete)
     assert {path.name for path in (tmp_path / "experiments" / "s").iterdir()} == {"checkpoints"}
 
-    exported = json.loads(finish(command("export", "s", "--to", "bundle", "--samples", 10, "--json"))[0])
+    words = ["--samples", 10, "--int8", "--fp16", "--max-drop", 0.05, "--json"]
+    exported = json.loads(finish(command("export", "s", "--to", "bundle", *words))[0])
     assert exported["max_difference"] <= 1e-4
-    predicted = json.loads(finish(command("predict", "bundle", "bundle/samples", "--json"))[0])
-    right = sum(p["path"].endswith(f"-{p['label']}.png") for p in predicted)
-    assert len(predicted) == 10
-    assert right >= 8
+    assert exported["formats"] == ["onnx", "pt2", "safetensors", "int8.onnx", "fp16.onnx"]
+    assert max(exported["drops"].values()) <= 0.05
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    counts = Counter(trial["state"] for trial in document["trials"])
+    states_told = ", ".join(f"{counts[s]} {s.lower()}" for s in ("COMPLETE", "PRUNED", "FAIL") if counts[s])
+    assert f"of the sweep s: {states_told}." in card
+    assert "| `optimizer.learning_rate` | 0.0001 to 0.1, logarithmic |" in card
+    assert f"(trial {next(t['number'] for t in document['trials'] if t['preset'])})" in card or "itself" in card
+    for precision in ("fp32", "fp16", "int8"):
+        words = ["bundle", "bundle/samples", "--precision", precision, "--json"]
+        predicted = json.loads(finish(command("predict", *words))[0])
+        assert len(predicted) == 10
+        assert sum(p["path"].endswith(f"-{p['label']}.png") for p in predicted) >= 8
 
 
 def test_a_warm_group_takes_the_next_trial_at_once(command):
