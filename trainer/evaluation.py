@@ -16,7 +16,7 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's scores on one split of `images` images.
+    """A model's scores on one split of `images` images; loss, accuracy and macro-F1 are those of `EpochScores`.
 
     `confusion[i][j]` counts images of class i that were taken for class j; `calibration_error` is the expected
     calibration error over 15 equal bins of confidence (Guo et al. 2017, arXiv:1706.04599).
@@ -82,17 +82,19 @@ class Calibration:
 def evaluate(evaluation: Evaluation) -> Scores:
     """The scores of a model's logits."""
     import torch.nn.functional as F
-    from sklearn.metrics import confusion_matrix, f1_score
+    from sklearn.metrics import confusion_matrix
 
     predicted, labels = evaluation.logits.argmax(1), evaluation.labels
     classes = list(range(evaluation.logits.shape[1]))
+    confusion = confusion_matrix(labels, predicted, labels=classes)
+    found = epoch_scores(F.cross_entropy(evaluation.logits, labels).item(), confusion)
     return Scores(
         images=len(labels),
-        loss=F.cross_entropy(evaluation.logits, labels).item(),
-        accuracy=(predicted == labels).double().mean().item(),
-        macro_f1=float(f1_score(labels, predicted, labels=classes, average="macro", zero_division=0.0)),
+        loss=found.loss,
+        accuracy=found.accuracy,
+        macro_f1=found.macro_f1,
         calibration_error=calibration_of(evaluation).error,
-        confusion=confusion_matrix(labels, predicted, labels=classes).tolist(),
+        confusion=confusion.tolist(),
     )
 
 
