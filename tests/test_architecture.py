@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("trainer", "cluster", "dashboard")
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
@@ -82,7 +84,14 @@ def test_the_record_and_the_dashboard_name_no_ray() -> None:
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        pytest.param(("cluster.cli",), ("torch", "ray", "torchvision", "sklearn", "pandas"), id="--help is quick"),
+        pytest.param(
+            tuple(sorted({f"cluster.{module}" for module in cli._PLACES.values()})),
+            ("torch", "ray", "torchvision", "sklearn", "pandas"),
+            id="--help is quick",
+        ),
+        pytest.param(
+            ("cluster.cli", "cluster.predict_command"), ("optuna", "sqlalchemy", "pyarrow"), id="predict starts"
+        ),
         pytest.param(
             tuple(name_of(f) for f in modules_of(*READ_WITHOUT_RAY) if f.name != "__main__.py"),
             ("ray", "torch"),

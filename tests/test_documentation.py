@@ -13,7 +13,7 @@ import typer.main
 import yaml
 from derived_docs import ROOT, TREE, hyperparameters_page, readme_tree
 
-from cluster.cli import app
+from cluster.cli import build
 from cluster.config import make_config, read_sweep_file
 from tests import checkout
 
@@ -41,7 +41,7 @@ def commands(file: Path) -> Iterator[str]:
         yield from COMMAND.findall(QUOTED.sub(r"\1\n", block.replace("\\\n", " ")))
 
 
-PROGRAM: Any = typer.main.get_command(app)  # of click, or of the copy of it in newer typers
+PROGRAM: Any = typer.main.get_command(build())  # of click, or of the copy of it in newer typers
 SHOWN = [(file, command) for file in [*PAGES, ROOT / "Makefile"] for command in commands(file)]
 
 

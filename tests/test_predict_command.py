@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """One that knows the digits a little."""
     folder = tmp_path_factory.mktemp("bundles") / "digits"
     words = ["train", "--data", "digits", "--epochs", "1", "--set", "model.blocks=1", "--to", str(folder)]
-    done = CliRunner().invoke(cli.app, [*words, "--cache", str(cache)])
+    done = CliRunner().invoke(cli.build(), [*words, "--cache", str(cache)])
     assert done.exit_code == 0, done.output
     return folder
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,15 +110,18 @@ def _at_once(source: Path | IO[bytes]) -> Path | IO[bytes]:
     """A small file's bytes as an open file, which is faster to read; anything else as it is."""
     if not isinstance(source, Path):
         return source
-    with source.open("rb") as file:
-        content = file.read(_READ_AT_ONCE)
-    return io.BytesIO(content) if len(content) < _READ_AT_ONCE else source
+    with open(source, "rb", buffering=0) as file:  # noqa: PTH123 -- twice as fast
+        status = os.fstat(file.fileno())
+        is_small = stat.S_ISREG(status.st_mode) and status.st_size < _READ_AT_ONCE
+        return io.BytesIO(file.read()) if is_small else source
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """The image, turned as its EXIF data say; damaged ones turn nothing."""
     with contextlib.suppress(struct.error, ValueError, LookupError, SyntaxError):
         image.load()
+        if not image.info and image.format != "TIFF":  # nothing that could say it, and asking takes as long as decoding
+            return image
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return ImageOps.exif_transpose(image)
     return image

@@ -1,4 +1,4 @@
-"""The command `report`."""
+"""The commands that are programs of the package `dashboard`: `dashboard` and `report`."""
 
 from __future__ import annotations
 
@@ -29,3 +29,21 @@ def report(
     """
     options = [*([] if to is None else [f"--to={to}"]), *(["--json"] if as_json else []), "--", name]
     become("dashboard.report", options, Experiments(experiments, study_storage, storage_path))
+
+
+def dashboard(
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; one that others reach needs a login.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = 8501,
+    browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
+    experiments: Folder = DEFAULT_FOLDER,
+    study_storage: StudyStorage = None,
+    storage_path: StoragePath = None,
+) -> None:
+    """Browse the sweeps in a web page, also while they run.
+
+    A login is a password in CONVSWEEP_DASHBOARD_PASSWORD, or accounts as st.login takes them from .streamlit/secrets.toml.
+    """
+    options = ["--host", host, "--port", str(port), *([] if browser else ["--no-browser"])]
+    become("dashboard", options, Experiments(experiments, study_storage, storage_path))
