@@ -81,7 +81,7 @@ def _with_values(chart: Any) -> Any:
     """A copy whose tables are plain values. Altair would ask its data transformer, of which a process has one: Streamlit's, perhaps."""
     copy = chart.copy(deep=False)
     if isinstance(copy.data, pd.DataFrame):
-        copy.data = alt.InlineData(**alt.to_values(copy.data))
+        copy.data = alt.InlineData(values=alt.to_values(copy.data)["values"])
     if isinstance(copy, alt.LayerChart):
         copy.layer = [_with_values(layer) for layer in copy.layer]
     return copy

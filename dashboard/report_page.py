@@ -129,7 +129,7 @@ def page(title: str, head: Markup, sections: Iterable[tuple[str, Markup]], libra
         for name, (heading, content) in zip(names, sections, strict=True)
     )
     scripts = [_script(library), _script(_SCRIPT)]
-    return Markup(
+    whole = Markup(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{}\n'
         '<meta http-equiv="Content-Security-Policy" content="{}">\n<meta name="referrer" content="no-referrer">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
@@ -145,6 +145,7 @@ def page(title: str, head: Markup, sections: Iterable[tuple[str, Markup]], libra
         body,
         Markup("\n").join(Markup("<script>{}</script>").format(script) for script in scripts),
     )
+    return str(whole)  # from here on a text like others
 
 
 def _script(code: str) -> Markup:

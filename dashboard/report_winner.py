@@ -110,17 +110,10 @@ def _curves(sweep: SweepRecord, trial: TrialRecord) -> Markup:
 def _configuration(trial: TrialRecord) -> Markup:
     """Each hyperparameter with its meaning; bold what is not the default."""
     rows = []
-    for row in trial_tables.configuration(trial).itertuples(index=False):
-        value = Markup("<strong>{}</strong>").format(row.value) if row.differs else row.value
-        rows.append(
-            [
-                Cell(row.section),
-                Cell(row.hyperparameter),
-                Cell(value),
-                Cell(row.default),
-                Cell(row.meaning, is_long=True),
-            ]
-        )
+    for row in trial_tables.configuration(trial).to_dict("records"):
+        value = Markup("<strong>{}</strong>").format(row["value"]) if row["differs"] else row["value"]
+        texts = (row["section"], row["hyperparameter"], value, row["default"])
+        rows.append([*map(Cell, texts), Cell(row["meaning"], is_long=True)])
     caption = f"The hyperparameters of trial {trial.number}"
     return Markup("<h3>Its configuration</h3>\n") + report_tables.table(_COLUMNS, rows, caption)
 
