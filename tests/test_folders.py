@@ -64,7 +64,7 @@ def test_large_files_are_decoded_in_parallel_to_the_same_arrays(
     root = image_folder({"a": 40, "b": 30})
     arrays = []
     for smallest, cache in ((2**30, "one after the other"), (0, "in parallel")):
-        monkeypatch.setattr(folders, "_SMALL", smallest)
+        monkeypatch.setattr(folders, "SMALL_FILE", smallest)
         data = load_data(DataConfig(data=str(root), cache=str(tmp_path / cache), image_size=8))
         arrays.append((data.train.images, data.train.labels, data.train.rows))
     for first, second in zip(*arrays, strict=True):
