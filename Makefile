@@ -40,6 +40,7 @@ bench: $(READY)  ## measure the promises; MNIST and CIFAR-10 under CONVSWEEP_DAT
 	$(BIN)/python -m bench.predict
 	$(BIN)/python -m bench.report
 	$(BIN)/python -m bench.tasks
+	$(BIN)/python -m bench.bundles
 
 faults: $(READY)  ## break sweeps on purpose and see that nothing is lost; FAULTS="--kills 2 --trials 12" for the short form
 	$(BIN)/python -m bench.faults $(FAULTS)
