@@ -21,12 +21,12 @@ MOST_TOLD = 20
 class PredictionProgress:
     """Counts what was found; a context, during which the bar is up, if there is one.
 
-    `total` may be unknown, and be set later. A bar is only where nothing else is written onto the same terminal (`alone`).
+    `total` may be unknown. A bar is only where nothing else is written onto the same terminal (`alone`).
     """
 
     def __init__(self, total: int | None, alone: bool, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
-        self.total = total
+        self._total = total
         self.done = self.failed = 0
         self._begun = self._said = self._shown = time.monotonic()
         self._bar: Progress | None = None
@@ -47,6 +47,11 @@ class PredictionProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def begin(self, total: int) -> None:
+        """Now the classifying begins: the time before, in which they were counted, does not."""
+        self._total = total
+        self._begun = self._said = time.monotonic()
+
     def found(self, one: Prediction | Failure) -> None:
         """Count it, and tell of a failure."""
         self.done += 1
@@ -58,7 +63,7 @@ class PredictionProgress:
                 self.say("What else cannot be read is only counted.")
         now = time.monotonic()
         if self._bar is not None and now > self._shown + SHOWN_SECONDS:
-            self._bar.update(self._task, completed=self.done, total=self.total, so_far=self._so_far(now))
+            self._bar.update(self._task, completed=self.done, total=self._total, so_far=self._so_far(now))
             self._shown = now
         elif self._bar is None and now > self._said + SILENT_SECONDS:
             self.say(f"{self._so_far(now)}{self._left(now)}")
@@ -69,10 +74,10 @@ class PredictionProgress:
         self._console.print(sentence, markup=False, soft_wrap=True)
 
     def _so_far(self, now: float) -> str:
-        of = "" if self.total is None else f" of {self.total:,}"
+        of = "" if self._total is None else f" of {self._total:,}"
         return f"{self.done:,}{of} images  {self.done / max(now - self._begun, 1e-9):,.0f} images/s"
 
     def _left(self, now: float) -> str:
-        if self.total is None or self.total < self.done:
+        if self._total is None or self._total < self.done:
             return ""
-        return f"  about {duration((self.total - self.done) * (now - self._begun) / self.done)} left"
+        return f"  about {duration((self._total - self.done) * (now - self._begun) / self.done)} left"
