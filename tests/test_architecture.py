@@ -102,6 +102,7 @@ def test_the_record_and_the_dashboard_name_no_ray() -> None:
             ("torch", "ray", "pandas", "optuna"),
             id="images are classified without torch",
         ),
+        pytest.param(("cluster.distributed_predict",), ("ray",), id="Ray is imported when it is connected to"),
         pytest.param(("trainer.mailbox", "trainer.metrics"), ("torch",), id="a group is watched without torch"),
     ],
 )

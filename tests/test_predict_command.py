@@ -342,13 +342,13 @@ def test_an_interrupt_ends_it_while_it_waits_for_paths(bundle: Path, pictures: P
         stream.close()
 
 
-def test_it_needs_neither_ray_nor_pandas(bundle: Path, pictures: Path) -> None:
+def test_it_needs_neither_torch_nor_ray_nor_pandas(bundle: Path, pictures: Path) -> None:
     code = (
         "import sys; from cluster import cli\n"
         f"sys.argv = ['convsweep', 'predict', {str(bundle)!r}, {str(pictures / ODD[3])!r}]\n"
         "try: cli.main()\n"
         "except SystemExit as end: assert not end.code\n"
-        "print(*(name for name in ('ray', 'pandas', 'streamlit') if name in sys.modules))"
+        "print(*(name for name in ('torch', 'ray', 'pandas', 'streamlit') if name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
