@@ -86,7 +86,8 @@ def value_against_cost(
     shown = shown.sort_values("kind", key=lambda kind: kind.map(list(_KINDS).index))  # what matters is drawn last
     limits = limits or {}
     spread = max(points["cost"].max(), limits.get("cost", 0)) > 10 * points["cost"].min()
-    scale = alt.Scale(type="log" if spread else "linear", zero=False, nice=not spread, padding=15)
+    linear = alt.Scale(type="linear", zero=False, nice=True, padding=15)
+    scale = alt.Scale(type="log", nice=False, padding=15) if spread else linear  # which has no zero to speak of
     axis = alt.Axis(title=cost.axis, format=cost.format, tickCount=5, labelOverlap=True)
     x, y = alt.X("cost:Q", scale=scale, axis=axis), value_axis("value", goal)
     base = alt.Chart(shown).encode(x=x, y=y)

@@ -13,9 +13,11 @@ GENERATOR_TAG = '<meta name="generator" content="convsweep report">'
 """What the page says it was made by: a file that says so may be replaced by another report."""
 
 _STYLE = """
-:root { --paper: #ffffff; --ink: #1f2937; --quiet: #5b6472; --line: #e2e5ea; --card: #f6f7f9; --accent: #2563eb; color-scheme: light dark }
+:root { --paper: #ffffff; --ink: #1f2937; --quiet: #5b6472; --line: #e2e5ea; --card: #f6f7f9; --accent: #2563eb;
+  --good: #15803d; --warn: #b4540a; --bad: #c81e1e; color-scheme: light dark }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #12161d; --ink: #eceff4; --quiet: #a2abb8; --line: #333b47; --card: #1c222b; --accent: #7aa7ff }
+  :root { --paper: #12161d; --ink: #eceff4; --quiet: #a2abb8; --line: #333b47; --card: #1c222b; --accent: #7aa7ff;
+    --good: #4ade80; --warn: #fdba74; --bad: #f87171 }
 }
 * { box-sizing: border-box }
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100% }
@@ -30,9 +32,8 @@ a { color: var(--accent) }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; list-style: none; padding: 0; margin: 0.9rem 0 0; font-size: 0.93em }
 .badge { display: inline-block; border-radius: 0.5em; padding: 0.08em 0.6em; font-size: 0.8rem; font-weight: 600; vertical-align: 0.35em;
   background: var(--card); border: 1px solid var(--line); color: var(--quiet) }
-.COMPLETE, .FINISHED { color: #15803d } .PRUNED, .INTERRUPTED { color: #c2570c }
-.FAIL, .FAILED { color: #dc2626 } .RUNNING { color: var(--accent) }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: 0.7rem; margin: 1rem 0 }
+.FINISHED { color: var(--good) } .INTERRUPTED { color: var(--warn) } .FAILED { color: var(--bad) } .RUNNING { color: var(--accent) }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 0.7rem; margin: 1rem 0 }
 .cards div { background: var(--card); border: 1px solid var(--line); border-radius: 0.6rem; padding: 0.65rem 0.85rem }
 dt { color: var(--quiet); font-size: 0.86em } dd { margin: 0 }
 .cards dd { font-size: 1.4rem; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums }
@@ -50,7 +51,8 @@ figcaption { margin: 0.1rem 0 0.5rem; max-width: 60rem }
 .plot svg, .drawing svg { max-width: 100%; height: auto; display: block }
 .drawing .dark { display: none }
 @media (prefers-color-scheme: dark) { .drawing .dark { display: block } .drawing .light { display: none } }
-.scroll { overflow: auto; max-height: 75vh; border: 1px solid var(--line); border-radius: 0.5rem; margin: 0.5rem 0 }
+.scroll { overflow: auto; border: 1px solid var(--line); border-radius: 0.5rem; margin: 0.5rem 0 }
+.scroll:has(.sortable) { max-height: 80vh }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 0.86rem; overflow-wrap: normal }
 caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 th, td { text-align: left; padding: 0.32rem 0.65rem; border-bottom: 1px solid var(--line); vertical-align: top }
@@ -60,16 +62,18 @@ th button::after { content: "\\2195"; color: var(--quiet); font-weight: 400; pad
 th[aria-sort=ascending] button::after { content: "\\2191"; color: var(--accent) }
 th[aria-sort=descending] button::after { content: "\\2193"; color: var(--accent) }
 tbody tr:last-child td { border-bottom: 0 } tbody tr:hover td { background: var(--card) }
-td { white-space: nowrap } td.text { white-space: normal; min-width: 14rem }
+td { white-space: nowrap } td.text { white-space: normal; min-width: 20rem }
 .number { text-align: right; font-variant-numeric: tabular-nums }
 tr.strong td { font-weight: 600 }
 @media print {
-  :root { --paper: #fff; --ink: #000; --quiet: #444; --line: #bbb; --card: #fff; --accent: #000 }
+  :root { --paper: #fff; --ink: #000; --quiet: #444; --line: #bbb; --card: #fff; --accent: #000;
+    --good: #000; --warn: #000; --bad: #000 }
   body { max-width: none; padding: 0; font-size: 10pt } nav { display: none }
   h2, h3 { break-after: avoid } figure, .cards div, tr { break-inside: avoid }
   .scroll { overflow: visible; max-height: none; border: 0 } th { position: static } td { white-space: normal }
   th button::after { content: "" !important }
-  table { font-size: 7.5pt } th, td { padding: 0.15rem 0.3rem }
+  .sortable :is(th, td):nth-child(n + 10) { display: none } /* what paper has no room for: the hyperparameters */
+  td.text { min-width: 0 } table { font-size: 7.5pt } th, td { padding: 0.15rem 0.3rem }
   .drawing .dark { display: none !important } .drawing .light { display: block !important }
 }
 """

@@ -17,6 +17,7 @@ from dashboard.tables import Column
 _MARKS = Column(
     "marks", "mark", "The preset that the trial had; front: no other trial beats it in value and cost at once"
 )
+_NUMBERS = ("Int64", "Float64")
 _LONG = ("error", "infeasible")
 _PRINTF = re.compile(r"%([+,]*)((?:\.\d+)?[defg])(.*)")
 
@@ -33,7 +34,8 @@ class Cell:
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], caption: str, sortable: bool = False) -> Markup:
     """A table that can be scrolled sideways; `caption` is for those who cannot see it. The page's script makes it sortable."""
     heads = Markup("").join(
-        Markup('<th scope="col" title="{}">{}</th>').format(column.help, column.label) for column in columns
+        Markup('<th scope="col"{} title="{}">{}</th>').format(_side(column), column.help, column.label)
+        for column in columns
     )
     lines = Markup("\n").join(Markup("<tr>{}</tr>").format(Markup("").join(map(_cell, row))) for row in rows)
     return Markup(
@@ -70,7 +72,7 @@ def cell(value: Any, column: Column) -> Cell:
         return Cell("")
     if column.dtype in ("boolean", "bool"):
         return Cell("yes" if value else "no")
-    if column.dtype in ("Int64", "Float64"):
+    if column.dtype in _NUMBERS:
         return Cell(written(value, column.format), float(value))
     return Cell(str(value), is_long=column.name in _LONG)
 
@@ -84,6 +86,10 @@ def written(value: float, form: str | None) -> str:
     flags, kind, after = match.groups()
     signs = ("+" if "+" in flags else "") + ("," if "," in flags else "")
     return f"{int(value) if kind == 'd' else value:{signs}{kind}}" + after.replace("%%", "%")
+
+
+def _side(column: Column) -> Markup:
+    return Markup(' class="number"') if column.dtype in _NUMBERS else Markup("")
 
 
 def _cell(shown: Cell) -> Markup:

@@ -198,10 +198,10 @@ def marked(page: AppTest, mark: str) -> list[object]:
 
 
 def test_the_download_has_the_trials_that_are_shown(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Callable[[], str]] = []
-    monkeypatch.setattr(st, "download_button", lambda label, data, **more: given.append(data))
+    given: dict[str, Callable[[], str]] = {}
+    monkeypatch.setattr(st, "download_button", lambda label, data, **more: given.update({label: data}))
     run(page, sweep="mixed", state="COMPLETE")
-    assert pd.read_csv(io.StringIO(given[-1]()))["number"].tolist() == [1, 0, 4]
+    assert pd.read_csv(io.StringIO(given["Download CSV"]()))["number"].tolist() == [1, 0, 4]
 
 
 # ---- filters ----

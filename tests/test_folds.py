@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -222,6 +223,21 @@ def test_a_trial_trains_fold_after_fold_and_counts_its_epochs_through(
         alone = list(train(model, config, division.training, division.validation))
         own = [replace(e, epoch=place, fold=0) for place, e in enumerate((e for e in epochs if e.fold == number), 1)]
         assert without_times(alone) == without_times(own)
+
+
+def test_patience_ends_a_fold_and_the_next_one_begins_with_all_of_its_own(
+    group: LocalGroup, data: DataConfig, tmp_path: Path
+) -> None:
+    stuck = {"training__epochs": 6, "training__patience": 1, "optimizer__learning_rate": 1e-5}
+    reports = group.train(assignment(data, tmp_path, **stuck))
+    folds = [[e.val_accuracy for e in metrics_of(reports) if e.fold == fold] for fold in (1, 2, 3)]
+    assert min(map(len, folds)) < 6
+    for accuracies in folds:
+        best = accuracies.index(max(accuracies))
+        assert len(accuracies) == min(6, best + 1 + 1)
+    ends = list(itertools.accumulate(map(len, folds)))
+    assert [place for place, report in enumerate(reports, 1) if report.ends_fold] == ends
+    assert reports[-1].done
 
 
 def test_the_weights_that_are_kept_are_those_of_the_first_folds_best_epoch(

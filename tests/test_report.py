@@ -371,16 +371,17 @@ def test_the_command_writes_the_file_and_says_where(studies: Path, tmp_path: Pat
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("s.html: sweep s, FINISHED, 2 complete, 1 pruned; ")
     assert "Trial 1: kernels" in Seen((tmp_path / "s.html").read_text()).text
-    again = convsweep("report", "s", "--to", "-there.html", "--json", cwd=tmp_path, CONVSWEEP_EXPERIMENTS=str(studies))
-    assert (again.returncode, again.stderr) == (0, "")
-    said = json.loads(again.stdout)
-    assert said == {
-        "sweep": "s",
-        "state": "FINISHED",
-        "trials": 3,
-        "report": "-there.html",
-        "bytes": (tmp_path / "-there.html").stat().st_size,
-    }
+
+
+def test_as_json_it_says_what_was_written(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CONVSWEEP_EXPERIMENTS", str(studies))
+    file = tmp_path / "there.html"
+    report.main([f"--to={file}", "--json", "--", "s"])
+    out, err = capsys.readouterr()
+    facts = {"sweep": "s", "state": "FINISHED", "trials": 3, "report": str(file), "bytes": file.stat().st_size}
+    assert (json.loads(out), err) == (facts, "")
 
 
 def test_a_mistake_is_one_sentence_and_writes_nothing(studies: Path, tmp_path: Path) -> None:
@@ -414,9 +415,11 @@ def test_the_databases_url_is_no_argument_that_others_can_see(monkeypatch: pytes
     assert (environment["CONVSWEEP_STUDY_STORAGE"], environment["CONVSWEEP_EXPERIMENTS"]) == (url, "there")
 
 
-def test_the_ranking_of_the_dashboard_offers_the_report(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = run(dashboard_on(studies, "", monkeypatch), sweep="s")
-    assert "Report (HTML)" in [button.proto.label for button in page.get("download_button")]
+def test_the_dashboards_ranking_offers_the_same_file(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Callable[[], str]] = {}
+    monkeypatch.setattr(st, "download_button", lambda label, data, **more: given.update({label: data}))
+    run(dashboard_on(studies, "", monkeypatch), sweep="s")
+    assert "Trial 1: kernels" in Seen(given["Report (HTML)"]()).text
     st.cache_resource.clear()
 
 
