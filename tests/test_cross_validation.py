@@ -324,7 +324,7 @@ def test_the_winners_bundle_has_its_folds_and_no_validation_scores(
 ) -> None:
     sweep = with_weights(where, digits, cache)
     exported = export_trial(where, sweep, sweep.best_or_error(), tmp_path / "bundle")
-    assert set(exported.scores) == {"test"}
+    assert set(exported.written.scores) == {"test"}
     metrics = json.loads((tmp_path / "bundle" / "metrics.json").read_text())
     assert "validation" not in metrics
     assert metrics["folds"]["values"] == [0.7, 0.8]
@@ -342,7 +342,7 @@ def test_another_trials_bundle_is_scored_on_what_its_fold_held_out(
     sweep = with_weights(where, digits, cache)
     exported = export_trial(where, sweep, sweep.trial(0), tmp_path / "bundle")
     held_out = first_fold(load_data(sweep.config.data), sweep.config.data, 3).validation
-    assert exported.scores["validation"].images == len(held_out) == 479
+    assert exported.written.scores["validation"].images == len(held_out) == 479
     assert "these are the weights" in (tmp_path / "bundle" / "README.md").read_text()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from trainer.bundle import Bundle
 
 BATCH_SIZE = 64
+_LOOK_UP_SECONDS = 0.5
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _decode_ahead(
     # A daemon: when the command ends early, it may be waiting for standard input, which nobody can end.
     threading.Thread(target=prepare, name="preparer", daemon=True).start()
     try:
-        while (batch := ready.get()) is not None:
+        while (batch := _taken(ready)) is not None:
             if isinstance(batch, BaseException):
                 raise batch
             yield [decoded.result() if isinstance(decoded, Future) else decoded for decoded in batch]
@@ -162,6 +164,13 @@ def _decode_ahead(
         while not ready.empty():  # so that the thread, which may be putting something, sees that it is over
             ready.get()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _taken(ready: queue.Queue[_T]) -> _T:
+    """The next that is ready. Ctrl-C just before a wait without an end is not seen in it: this one has ends."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return ready.get(timeout=_LOOK_UP_SECONDS)
 
 
 def _are_large(batch: list[Source]) -> bool:
