@@ -46,7 +46,7 @@ CONVNETS: dict[str, Flat] = {
     },
 }
 QUICK = ("resnet18", "mobilenet_v3_small")
-KINDS = ("convnext_tiny", "densenet121", "efficientnet_b0", "regnet_y_400mf", "squeezenet1_0", "swin_t")
+KINDS = ("densenet121", "efficientnet_b0", "swin_t")
 """`python -m bench.bundles` has one of each kind; these take little time, and each has layers that the others have not."""
 
 SIMPLE = "rnn, simple"
