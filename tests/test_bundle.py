@@ -68,7 +68,7 @@ def test_what_was_written_is_verified_and_measured_file_by_file(whole: Whole) ->
 
 def test_the_checksums_are_those_that_sha256sum_checks(whole: Whole) -> None:
     if shutil.which("sha256sum") is None:
-        pytest.skip("There is no sha256sum.")
+        pytest.skip("sha256sum is not installed: GNU coreutils has it.")
     done = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=whole[0], capture_output=True, text=True, check=False
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OPSET = 24
 """Of ONNX: the first that has attention with all that the exporter writes, and the newest that it converts every family to."""
 INPUT, OUTPUT, BATCH = "images", "probabilities", "batch"
+_CALIBRATED_AT_ONCE = 32
 
 
 class Probabilities(nn.Module):
@@ -74,8 +75,21 @@ def write_int8(source: Path, path: Path, images: NDArray[np.uint8]) -> None:
     Weights have 7 bits and a scale per channel: processors without VNNI add two products in 16 bits, which overflow with 8.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    batches = iter(np.array_split(images, range(_CALIBRATED_AT_ONCE, len(images), _CALIBRATED_AT_ONCE)))
+
+    class Batches(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            batch = next(batches, None)
+            return None if batch is None else {INPUT: batch}
 
     prepared = path.with_suffix(".prepared")
     try:
@@ -84,7 +98,7 @@ def write_int8(source: Path, path: Path, images: NDArray[np.uint8]) -> None:
             quantize_static(
                 prepared,
                 path,
-                _Calibration(images),
+                Batches(),
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -96,31 +110,6 @@ def write_int8(source: Path, path: Path, images: NDArray[np.uint8]) -> None:
             )
     finally:
         prepared.unlink(missing_ok=True)
-
-
-class _Calibration:
-    """Hands the images to onnxruntime, a batch after the other (its CalibrationDataReader)."""
-
-    def __init__(self, images: NDArray[np.uint8], batch_size: int = 32) -> None:
-        self._batches = iter([images[i : i + batch_size] for i in range(0, len(images), batch_size)])
-
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """The next batch, None after the last."""
-        batch = next(self._batches, None)
-        return None if batch is None else {INPUT: batch}
-
-    def __iter__(self) -> _Calibration:
-        return self
-
-    def __next__(self) -> dict[str, NDArray[np.uint8]]:
-        batch = self.get_next()
-        if batch is None:
-            raise StopIteration
-        return batch
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Never asked for: all batches are calibrated with at once."""
-        raise NotImplementedError
 
 
 def _without_traces(model: onnx.ModelProto) -> None:
